@@ -38,7 +38,7 @@ test: environment
 
 # The inner loop: tests of the library alone, on one architecture.
 test-fast: environment
-	$(BIN)/python -m pytest -n 2 -m fast
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m fast
 
 # Tests that kill processes at random moments, fill disks or train in several processes.
 test-slow: environment
@@ -50,7 +50,8 @@ test-models: environment
 
 # Dictionaries, graphs, features and tables, read by the libraries and engines that own the formats, in environments of
 # their own, which take most of the time and about 10 GB. moto, which emulates a bucket, is in .cloud. Spark also needs
-# Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped.
+# Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped, and so is training with SAELens
+# without REAL_INPUT, a folder with models/stories260K and data/tinystories.
 PEERS := circuit_tracer clickhouse datafusion delphi dictionary_learning polars saelens spark sparsify
 test-exchange: environment cloud $(PEERS:%=.peers/%/.installed)
 	$(BIN)/python -m pytest -rs -m exchange tests/exchange -k "not bucket"

@@ -88,9 +88,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
 
 def dictionaries(run: Path) -> dict[int, Any]:
     """The dictionaries of a run, by layer."""
-    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.cross_layer import load_layers
 
-    return {int(folder.name[5:]): load_dictionary(folder) for folder in sorted(run.glob("layer*"))}
+    return load_layers(sorted(run.glob("layer*")))
 
 
 def sides(options: argparse.Namespace, folder: Path, length: int) -> dict[str, tuple]:

@@ -11,8 +11,8 @@ Sides, each in its own process, which alternate:
   with torch's default allocator
 - dense-set: the same with the allocator settings of our jobs
 
-Prints tokens per second (median step; a token is a token of all layers), ratios, peak memory, and the FVU (mean over
-layers) by step. clt and dense start from the same weights.
+Prints tokens per second (median step; a token is a token of all layers), ratios, peak memory, the bytes that a step
+moves at least, and the FVU (mean over layers) by step. clt and dense start from the same weights.
 """
 
 import argparse
@@ -205,7 +205,49 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, found in results.items():
             found.append(run_in_process(name))
-    report(results, options.batch)
+    print_traffic(options, report(results, options.batch))
+
+
+def print_traffic(options: argparse.Namespace, rates: dict[str, float]) -> None:
+    """Print the bytes that a step reads and writes at least, by count, and the rate at which it moved them."""
+    from circuitloom.config import Run
+    from circuitloom.dictionaries.training.cross_layer_parameters import output_counts
+
+    run = Run(kind="clt", reach=options.reach, **run_keys(options))
+    counts = output_counts(run, range(options.layers))
+    row, pairs = 4 * options.d, sum(counts)
+    entries = options.batch * options.k
+    layers = options.width * row * options.layers
+    # Passes over the weights: Adam reads gradients, weights and two moments and writes all but the gradients (7). The
+    # gradients are written before (1). The encoder's product, or the norms of a decoder's rows, read the weights (1).
+    bytes_of = {
+        "clt": {
+            "encoders": 9 * layers,
+            # gradients stay in the cache
+            "decoders": 7 * options.width * row * pairs,
+            # read by the product and by its gradient
+            "rows of active features": 2 * entries * row * pairs,
+        },
+        "separate": {
+            "encoders": 9 * layers,
+            "decoders": 9 * layers,
+            "rows of active features": 2 * entries * row * options.layers,
+        },
+        "dense": {
+            "encoders": 9 * layers,
+            # also read by the product and by its gradient
+            "decoders": 11 * options.width * row * pairs,
+            # activations and their gradients, written and read
+            "expanded activations": 4 * 4 * options.batch * pairs * options.width,
+        },
+    }
+    for name, rate in rates.items():
+        parts = bytes_of[name.removesuffix("-set")]
+        total = sum(parts.values())
+        line = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items())
+        print(
+            f"{name}: at least {total / 1e9:.2f} GB a step ({line}), {total * rate / options.batch / 1e9:.1f} GB/s"
+        )
 
 
 def run_in_process(side: str) -> dict:
@@ -218,8 +260,8 @@ def run_in_process(side: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def report(results: dict[str, list[dict]], batch: int) -> None:
-    """Print rates, ratios and loss curves."""
+def report(results: dict[str, list[dict]], batch: int) -> dict[str, float]:
+    """Print rates, ratios and loss curves. Returns the tokens per second of each side."""
     rates = {}
     for name, rounds in results.items():
         # leave out the first steps, which compile kernels and fill the allocator's pools
@@ -237,7 +279,12 @@ def report(results: dict[str, list[dict]], batch: int) -> None:
     steps = len(results[first][0]["fvu"])
     for step in sorted({0, *range(4, steps, max(5, steps // 10)), steps - 1}):
         print(f"{step + 1:>5}" + "".join(f"{rounds[0]['fvu'][step]:>12.5f}" for rounds in results.values()))
+    curves = {name: rounds[0]["fvu"] for name, rounds in results.items()}
+    for name in curves.keys() & {"dense", "dense-set"} if "clt" in curves else ():
+        pairs = zip(curves["clt"], curves[name], strict=True)
+        print(f"largest difference of clt's FVU from {name}'s: {max(abs(a / b - 1) for a, b in pairs):.1e}")
     print("L0   " + "".join(f"{rounds[0]['l0']:>12.1f}" for rounds in results.values()))
+    return rates
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ with job("circuits", snakemake):
     from circuitloom.config.circuits import Behaviour
     from circuitloom.core.tables import TABLES, write_table
     from circuitloom.corpus.tokenizer import load_tokenizer
-    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.cross_layer import load_layers
     from circuitloom.language_model.model import load_model
 
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     model = load_model(source.model, params.dtype)
-    folders = iter(source.dictionaries)
+    folders, n = list(source.dictionaries), len(params.layers)
     runs = {
-        run: {layer: load_dictionary(next(folders), model.device, params.dtype) for layer in params.layers}
-        for run in params.runs
+        run: load_layers(folders[number * n : (number + 1) * n], model.device, params.dtype)
+        for number, run in enumerate(params.runs)
     }
     behaviour = Behaviour.model_validate(params.behaviour)
     tokenizer = load_tokenizer(source.tokenizer)

@@ -6,14 +6,13 @@ with job("circuits", snakemake):
     from circuitloom.config.circuits import WeightsConfig
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.cross_layer import load_layers
     from circuitloom.language_model.model import load_model
     from circuitloom.weights.weight_tables import write_weight_tables
 
     source, params = snakemake.input, snakemake.params
     model = load_model(source.model, params.dtype)
-    loaded = [load_dictionary(folder, model.device, params.dtype) for folder in source.dictionaries]
-    dictionaries = {dictionary.layer: dictionary for dictionary in loaded}
+    dictionaries = load_layers(source.dictionaries, model.device, params.dtype)
     folders = {
         int(path.parent.name.removeprefix("layer")): path.parent for path in map(Path, snakemake.output)
     }

@@ -7,7 +7,7 @@ with job("evaluation", snakemake):
     from circuitloom.core.layout import NEURONS, RESIDUAL
     from circuitloom.core.tables import FEATURE_CONCEPT, read_table, write_table
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.dictionaries.cross_layer import load_encoder
+    from circuitloom.dictionaries.cross_layer import load_layer
     from circuitloom.evaluation.concept_matching import match_concepts
     from circuitloom.evaluation.concepts import concept_annotations
     from circuitloom.evaluation.held_out import load_held_out
@@ -21,7 +21,7 @@ with job("evaluation", snakemake):
     names = [run for runs in params.sweeps.values() for run in runs]
     dictionaries = {layer: {} for layer in params.layers}
     for (run, layer), folder in zip(product(names, params.layers), source.dictionaries, strict=True):
-        dictionaries[layer][run] = load_encoder(folder, model.device)
+        dictionaries[layer][run] = load_layer(folder, model.device)
     rows = list(match_concepts(model, dictionaries, held_out, annotations, config))
     files = {file: set(runs) for runs, file in zip(params.sweeps.values(), output.dictionaries, strict=True)}
     files[output.bases] = {NEURONS, RESIDUAL}

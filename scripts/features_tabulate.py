@@ -8,7 +8,7 @@ with job("features", snakemake):
     from circuitloom.core.layout import FEATURE_TABLES
     from circuitloom.corpus.tokenizer import load_tokenizer
     from circuitloom.corpus.tokens import open_tokens
-    from circuitloom.dictionaries.dictionary import load_dictionary
+    from circuitloom.dictionaries.cross_layer import load_layer
     from circuitloom.features.basis import dictionary_basis, neuron_basis
     from circuitloom.features.logit_effects import write_logit_effects
     from circuitloom.features.tabulation import tabulate
@@ -19,7 +19,7 @@ with job("features", snakemake):
     model = load_model(source.model, params.dtype)
     tables = list(product(params.runs, params.layers))
     # without dictionaries, the features are neurons
-    loaded = [load_dictionary(folder, model.device) for folder in source.get("dictionaries", [])]
+    loaded = [load_layer(folder, model.device) for folder in source.get("dictionaries", [])]
     bases = [dictionary_basis(*table, each) for table, each in zip(tables, loaded, strict=False)]
     bases = bases or [neuron_basis(*table, model, config.neurons) for table in tables]
     strings = load_tokenizer(source.tokenizer).strings()

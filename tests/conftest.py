@@ -49,8 +49,12 @@ FAST = {"ablation", "attribution", "catalog", "config", "core", "evaluation", "p
 """Folders of fast tests. They need no workflow and no browser."""
 OUTSIDE = {"browser", "real_input"}
 """Fixtures of tests that are not fast."""
-LONG = {"test_case_loads", "test_characters", "test_hostile", "test_questions_page"}
-"""Files of these folders whose tests take seconds each. They are not fast."""
+LONG = {
+    "test_architectures", "test_behaviour", "test_blind_prediction", "test_build", "test_case_loads",
+    "test_causal_effects", "test_characters", "test_circuits", "test_direct_sources", "test_engines", "test_hostile",
+    "test_macros", "test_paths", "test_questions_page", "test_sandbox",
+}  # fmt: skip
+"""Files of these folders that take the longest, most of them more than 8 seconds. They are not fast."""
 OTHER_ARCHITECTURES = re.compile(r"gpt2|neox|gemma|granite|olmo2", re.IGNORECASE)
 """In the name of a case of a test, an architecture that fast tests leave out. They run on `llama` alone."""
 
@@ -72,6 +76,12 @@ def is_fast(item: pytest.Item, fixtures: set[str]) -> bool:
         and not item.get_closest_marker("slow")
         and not OTHER_ARCHITECTURES.search(case)
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m fast`, do not import other folders."""
+    folder = collection_path.parent == Path(__file__).parent and collection_path.is_dir()
+    return True if folder and config.option.markexpr == "fast" and collection_path.name not in FAST else None
 
 
 # before xdist reads the groups, and after the hooks of folders

@@ -14,6 +14,8 @@ from torch import Tensor
 D, WIDTH, K = 16, 24, 5
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps x to (z, y_hat), in float64."""
+CrossForward = Callable[[dict[int, Tensor]], tuple[dict[int, Tensor], dict[int, Tensor]]]
+"""Maps x of each layer to z and y_hat of each layer, in float64."""
 
 
 def numbers(seed: int, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
@@ -66,6 +68,83 @@ def circuit_tracer_layer(folder: Path, layer: int, act: str, skip: bool, d: int 
         pre = torch.nn.functional.linear(x, w["W_enc"], w["b_enc"])
         z = pre * (pre > w[name]) if act == "jumprelu" else topk(pre, K) if act == "topk" else pre.relu()
         return z, z @ w["W_dec"] + w["b_dec"] + (x @ w["W_skip"].T if skip else 0)
+
+    return forward
+
+
+# circuit-tracer: transcoder/cross_layer_transcoder.py
+
+
+def circuit_tracer_clt(
+    folder: Path,
+    layers: int = 3,
+    act: str = "relu",
+    hooks: tuple[str, str] | None = ("mlp.hook_in", "hook_mlp_out"),
+    d: int = D,
+    **config: Any,
+) -> CrossForward:
+    """A cross-layer transcoder: W_enc_N.safetensors and W_dec_N.safetensors, and config.yaml if `hooks` is not None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hooks is not None:
+        settings = {"model_name": "tiny", "model_kind": "cross_layer_transcoder", **config}
+        settings |= {"feature_input_hook": hooks[0], "feature_output_hook": hooks[1]}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    weights = {}
+    for layer in range(layers):
+        tensors = numbers(
+            layer, W_enc=(WIDTH, d), b_enc=(WIDTH,), b_dec=(d,), W_dec=(WIDTH, layers - layer, d)
+        )
+        tensors |= {"threshold": numbers(layer + 60, t=(WIDTH,))["t"]} if act == "jumprelu" else {}
+        save_file({f"W_dec_{layer}": tensors["W_dec"]}, folder / f"W_dec_{layer}.safetensors")
+        others = {f"{name}_{layer}": value for name, value in tensors.items() if name != "W_dec"}
+        save_file(others, folder / f"W_enc_{layer}.safetensors")
+        weights[layer] = doubled(tensors)
+
+    def forward(xs: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        z = {}
+        for layer, w in weights.items():
+            pre = torch.nn.functional.linear(xs[layer], w["W_enc"], w["b_enc"])
+            # thresholds may be negative, and are applied without ReLU
+            z[layer] = pre * (pre > w["threshold"]) if act == "jumprelu" else pre.relu()
+        y_hat = {
+            m: weights[m]["b_dec"]
+            + sum(z[layer] @ weights[layer]["W_dec"][:, m - layer] for layer in range(m + 1))
+            for m in weights
+        }
+        return z, y_hat
+
+    return forward
+
+
+# Gemma Scope 2: the JumpReLUMultiLayerSAE of its tutorials
+
+
+def gemma_scope_clt(
+    folder: Path, layers: int = 3, affine: bool = False, earlier: float = 0.0
+) -> CrossForward:
+    """params_layer_N.safetensors, with decoders to every layer. Those to earlier ones are `earlier` everywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {}
+    for layer in range(layers):
+        tensors = numbers(
+            layer, w_enc=(D, WIDTH), b_enc=(WIDTH,), b_dec=(D,), w_dec=(WIDTH, layers, D), threshold=(WIDTH,)
+        )
+        tensors["w_dec"][:, :layer] = earlier
+        tensors |= numbers(layer + 50, affine_skip_connection=(D, D)) if affine else {}
+        save_file(tensors, folder / f"params_layer_{layer}.safetensors")
+        weights[layer] = doubled(tensors)
+
+    def forward(xs: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        z = {}
+        for layer, w in weights.items():
+            pre = xs[layer] @ w["w_enc"] + w["b_enc"]
+            z[layer] = (pre > w["threshold"]) * pre.relu()
+        y_hat = {}
+        for m, w in weights.items():
+            written = sum(z[layer] @ weights[layer]["w_dec"][:, m] for layer in range(m + 1))
+            skip = xs[m] @ w["affine_skip_connection"] if affine else 0
+            y_hat[m] = written + w["b_dec"] + skip
+        return z, y_hat
 
     return forward
 
@@ -184,9 +263,11 @@ def saelens(
 # sparsify: sparse_coder.py and fused_encoder.py
 
 
-def sparsify(folder: Path, layer: int, transcode: bool = True, skip: bool = False, **config: Any) -> Forward:
+def sparsify(
+    folder: Path, layer: int, transcode: bool = True, skip: bool = False, module: str = "mlp", **config: Any
+) -> Forward:
     """A folder named after the module, with cfg.json and sae.safetensors."""
-    place = folder / f"layers.{layer}.mlp"
+    place = folder / f"layers.{layer}.{module}"
     place.mkdir(parents=True)
     shapes = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
     tensors = numbers(layer, **shapes) | (numbers(layer + 50, W_skip=(D, D)) if skip else {})

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from circuitloom.attribution.graph_json import (
     graph_content,
     logit_node,
 )
+from circuitloom.config.export_formats import EXPORT_FORMATS
 from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.export_command import add_commands
 
@@ -254,9 +256,15 @@ def test_activations_are_exported_for_delphi(study, tmp_path) -> None:
         ),
         (["viewer-features", "{study}", "out"], "name a run with --run"),
         (["neuronpedia", "{study}", "out", "--run", RUN, "--model", "a/b"], "use letters, digits, - and _"),
-        (["viewer-features", "nothing", "out"], "there is no catalogue"),
-        (["circuit-tracer-graph", "nothing", "out"], "no config.json"),
-        (["neuronpedia-graph", "nothing", "out"], "no prompt was traced"),
+        *(
+            ([name, "nothing", "out"], "there is no study nothing: no folder results/nothing")
+            for name in EXPORT_FORMATS
+        ),
+        (
+            ["circuit-tracer-graph", "{study}", "out", "--model", "/nowhere"],
+            "--model /nowhere: not a folder with",
+        ),
+        (["delphi", "{study}", "out", "--run", RUN, "--model", "./a"], "--model ./a: not a folder with"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
@@ -267,3 +275,27 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
         export(*(argument.format(study=study) for argument in arguments))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_prompt_traced_and_groups_of_several_traces_are_refused(study, tmp_path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    shutil.copytree(copy / "circuits" / "hostile", copy / "circuits" / "other")
+    with pytest.raises(
+        ValueError, match=r"--supernodes needs --trace: .* 2 traces; choose from hostile, other"
+    ):
+        export("neuronpedia-graph", copy, tmp_path / "out", "--supernodes", "a:0")
+    shutil.rmtree(copy / "circuits")
+    with pytest.raises(ValueError, match="no prompt was traced"):
+        export("neuronpedia-graph", copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_tokenizer_or_a_hub_name_is_the_model_of_a_graph(study, tmp_path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "tokenizer.json").write_text("{}")
+    for name in (str(own), "org/model", "gpt2"):
+        export("circuit-tracer-graph", study, tmp_path / "out", "--model", name)
+        saved = torch.load(tmp_path / "out" / "hostile.pt", weights_only=False)
+        assert saved["cfg"].to_dict()["tokenizer_name"] == name

@@ -39,12 +39,6 @@ def add_commands(commands: Any) -> None:
     push.set_defaults(run_command=_push)
 
 
-def find_results(name: str) -> Path:
-    """Returns the folder of a study's results: `name` itself if it is a folder of results, or else results/`name`."""
-    folder = Path(name)
-    return folder if Layout(folder).dictionaries.is_dir() else Layout.of(name).root
-
-
 def _export(arguments: argparse.Namespace) -> None:
     """Export what the format holds, and print what was written."""
     options = {name for each in EXPORT_FORMATS.values() for name in each.options}
@@ -57,7 +51,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from .exchange.export import export_run
     from .exchange.stored_run import StoredRun, run_names
 
-    results = find_results(arguments.results)
+    results = Layout.find(arguments.results).root
     run = arguments.run
     if run is None:
         names = run_names(results)

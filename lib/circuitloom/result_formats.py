@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .core.hub import is_hub_name
 from .core.layout import NEURONS, RESIDUAL, Layout
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from .config.model_shape import ModelShape
     from .features.formats.feature_texts import FeatureSource
     from .features.formats.labels import Labels
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""Files of which a tokenizer's folder has at least one."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supernodes",
         metavar="GROUPS",
-        help="graphs: groups of nodes, as the explorer's address has them",
+        help="graphs: groups of nodes of one --trace, as the explorer's address has them: 'years:1,2;others:3'",
     )
     parser.add_argument(
         "--labels",
@@ -53,8 +57,8 @@ def export_circuit_tracer_graph(arguments: argparse.Namespace) -> None:
     from .attribution.graph_json import complete_graph, write_viewer
     from .attribution.graph_pt import graph_tensors, write_graph_pt
 
-    shape, model = _model(_layout(arguments))
-    tokenizer = arguments.model or str(model.resolve())
+    shape, model = _model(Layout.find(arguments.results))
+    tokenizer = _tokenizer(arguments.model, model)
     architecture = _architecture(model)
     for content, groups, labels in _graphs(arguments):
         made = complete_graph(content, arguments.scan, labels=labels, supernodes=groups)
@@ -75,7 +79,7 @@ def export_neuronpedia_graph(arguments: argparse.Namespace) -> None:
             if arguments.features_url
             else {"neuronpedia_source_set": source_set}
         )
-        model = arguments.model or _layout(arguments).root.resolve().name
+        model = arguments.model or Layout.find(arguments.results).root.resolve().name
         print(write_viewer(complete_graph(content, model, details, labels, groups), arguments.output))
 
 
@@ -91,7 +95,7 @@ def export_neuronpedia(arguments: argparse.Namespace) -> None:
     """Write the files from which Neuronpedia imports a run."""
     from .features.formats.neuronpedia import NeuronpediaNames, export_neuronpedia
 
-    sources, study = _sources(arguments), _layout(arguments).root.resolve().name
+    sources, study = _sources(arguments), Layout.find(arguments.results).root.resolve().name
     names = NeuronpediaNames(
         model=arguments.model or study,
         source_set=arguments.source_set or sources[0].run,
@@ -102,7 +106,7 @@ def export_neuronpedia(arguments: argparse.Namespace) -> None:
     labels = {place: text for place, text in _labels(arguments).get(run, {}).items() if place[0] in layers}
     if arguments.labels is not None and not labels:
         raise ValueError(f"{arguments.labels}: has no label of {run} in the exported layers; remove --labels")
-    export_neuronpedia(sources, arguments.output, names, _model(_layout(arguments))[0], labels)
+    export_neuronpedia(sources, arguments.output, names, _model(Layout.find(arguments.results))[0], labels)
     print(arguments.output / "v1" / names.model)
 
 
@@ -111,9 +115,9 @@ def export_delphi(arguments: argparse.Namespace) -> None:
     from .corpus.token_arrays import open_token_arrays
     from .features.formats.delphi import LATENTS, export_delphi
 
-    layout, sources = _layout(arguments), _sources(arguments)
+    layout, sources = Layout.find(arguments.results), _sources(arguments)
     modules = {source.layer: _module(layout, source) for source in sources}
-    model = arguments.model or str(layout.model.resolve())
+    model = _tokenizer(arguments.model, layout.model)
     export_delphi(sources, arguments.output, open_token_arrays(layout.tokens("validation")), modules, model)
     print(arguments.output / LATENTS)
 
@@ -134,7 +138,7 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
     from .attribution.graph_json import feature_of, read_graph_json
     from .core.tables import read_table
 
-    layout = _layout(arguments)
+    layout = Layout.find(arguments.results)
     known = sorted(file.parent.name for file in layout.circuits.glob("*/graph.json"))
     if not known:
         raise ValueError(
@@ -143,7 +147,10 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
     if arguments.trace is not None and arguments.trace not in known:
         raise ValueError(f"{layout.root} has no trace {arguments.trace}; choose from {', '.join(known)}")
     if arguments.supernodes and arguments.trace is None and len(known) > 1:
-        raise ValueError("supernodes belong to one graph; name it with --trace")
+        raise ValueError(
+            f"--supernodes needs --trace: it names nodes of one graph, and the study has {len(known)} traces; choose "
+            f"from {', '.join(known)}"
+        )
     chosen = known if arguments.trace is None else [arguments.trace]
     labels, graphs = _labels(arguments), []
     for name in chosen:
@@ -164,7 +171,7 @@ def _labels(arguments: argparse.Namespace) -> dict[str, "Labels"]:
     """Returns the labels of each run in the file that the arguments name."""
     from .features.formats.labels import read_labels
 
-    return {} if arguments.labels is None else read_labels(arguments.labels, _layout(arguments))
+    return {} if arguments.labels is None else read_labels(arguments.labels, Layout.find(arguments.results))
 
 
 def _supernodes(text: str | None, table: Path, graph: "Json") -> dict[str, list[str]]:
@@ -188,15 +195,9 @@ def _sources(arguments: argparse.Namespace) -> list["FeatureSource"]:
     from .catalog.client import CatalogClient
     from .features.formats.feature_texts import feature_sources
 
-    layout = _layout(arguments)
+    layout = Layout.find(arguments.results)
     spacing = CatalogClient(layout.root).spacing
     return feature_sources(layout.all_features, arguments.run, arguments.layers, spacing, (NEURONS, RESIDUAL))
-
-
-def _layout(arguments: argparse.Namespace) -> Layout:
-    """Returns the layout of the study, which is named or whose folder is given."""
-    folder = Path(arguments.results)
-    return Layout(folder) if folder.is_dir() else Layout.of(arguments.results)
 
 
 def _model(layout: Layout) -> tuple["ModelShape", Path]:
@@ -211,6 +212,17 @@ def _model(layout: Layout) -> tuple["ModelShape", Path]:
     return shape_of(json.loads((folder / "config.json").read_text())), folder
 
 
+def _tokenizer(name: str | None, model: Path) -> str:
+    """Returns the folder or hub name from which the other tool loads the tokenizer: `name`, or the study's `model`."""
+    if name is None:
+        return str(model.resolve())
+    if not is_hub_name(name, None) and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        raise ValueError(
+            f"--model {name}: not a folder with {' or '.join(TOKENIZER_FILES)}; name one, or a repository of the hub"
+        )
+    return name
+
+
 def _architecture(model: Path) -> str:
     """Returns the name of the class of the model in transformers."""
     named = json.loads((model / "config.json").read_text()).get("architectures") or [""]
@@ -222,6 +234,7 @@ def _module(layout: Layout, source: "FeatureSource") -> str:
     config = layout.dictionary(source.run, source.layer) / "config.json"
     if not config.is_file():
         return f"layers.{source.layer}.{source.run}"
-    (output,) = json.loads(config.read_text())["outputs"]
+    # the layer itself comes first, also in a cross-layer transcoder
+    output = json.loads(config.read_text())["outputs"][0]
     part = {"resid_mid": "", "resid_pre": "", "attn_added": ".attn"}.get(output["site"], ".mlp")
     return f"layers.{source.layer}{part}"

@@ -20,7 +20,6 @@ from tests.attribution.test_tracer import TEXT
 from tests.models import ARCHITECTURES, CONTEXT, LAYERS, VOCABULARY, tiny_gpt2
 from torch import Tensor
 
-from circuitloom.ablation.components import feature_basis
 from circuitloom.ablation.feature_edits import apply_edits, edit_hooks, make_edits
 from circuitloom.ablation.interventions import ablate_free, run_free
 from circuitloom.attribution.capture import capture_pass, read_weights
@@ -42,13 +41,12 @@ from circuitloom.dictionaries.cross_layer import (
     CrossLayerDictionary,
     CrossLayerTranscoder,
     load_layers,
+    require_one_output,
     save_cross_layer_transcoder,
 )
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
 from circuitloom.language_model.hooks import Site, capture, edited
 from circuitloom.language_model.model import LanguageModel
-from circuitloom.weights.connections import find_connections
-from circuitloom.weights.deembedding import embed_vocabulary
 
 
 def linearize(
@@ -308,13 +306,9 @@ def test_layers_that_do_not_belong_together_are_refused(tmp_path):
         LinearizedModel(captured, {**make_dictionaries(model), 1: make_dictionaries(model)[2]}, BOS)
 
 
-def test_what_needs_one_output_refuses_a_cross_layer_transcoder(tmp_path):
-    model = load_tiny("gpt2", tmp_path)
-    layers, weights = make_cross_layer().layers, read_weights(model)
-    refused = r"^layer 0: [^\n]* cannot use a cross-layer transcoder[^\n]*; name a run of transcoders$"
-    with pytest.raises(ValueError, match=refused):
-        embed_vocabulary(model, weights, layers[0], VOCABULARY)
-    with pytest.raises(ValueError, match=refused):
-        find_connections(model, weights, layers, 2)
-    with pytest.raises(ValueError, match=refused):
-        feature_basis("clt", layers)
+def test_what_needs_one_output_refuses_a_cross_layer_transcoder():
+    with pytest.raises(
+        ValueError,
+        match=r"^layer 0: this cannot use a cross-layer transcoder[^\n]*; name a run of transcoders$",
+    ):
+        require_one_output(make_cross_layer().layers[0], "this")

@@ -74,6 +74,17 @@ def ask(request: pytest.FixtureRequest, study: Study) -> Ask:
     return ENGINES[request.param](study.folder)
 
 
+def test_folders_named_like_partitions_add_no_column(study: Study) -> None:
+    assert "=" in study.folder.name
+    context = pl.SQLContext()
+    for statement in engine_script("polars", study.folder).split("\n-- query: ")[0].split(";\n"):
+        if statement.strip():
+            context.execute(statement)
+    for table in TABLES:
+        frame = context.execute(f"SELECT * FROM {table.name}")
+        assert frame.collect_schema().names() == list(table.columns)
+
+
 @pytest.mark.parametrize("selected", SELECTED)
 def test_coactivation_is_that_of_the_catalogue(catalog, ask: Ask, selected: tuple) -> None:
     run, layer, feature = selected

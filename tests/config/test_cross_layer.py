@@ -29,9 +29,9 @@ def test_a_run_is_named_after_its_reach_and_budget() -> None:
     assert not study.runs["tc-topk4-64"].is_cross_layer
 
 
-def test_stages_without_support_leave_cross_layer_transcoders_out() -> None:
-    study = load_study({**STUDY, "exchange": {"formats": ["sparsify"]}})
-    assert list(study.tabulated_runs) == study.transcoders == study.exported_runs == ["tc-topk4-64"]
+def test_every_run_is_exported_unless_some_are_named() -> None:
+    study = load_study({**STUDY, "exchange": {"formats": ["circuit-tracer"]}})
+    assert study.exported_runs == list(study.runs)
     assert study.traced_run == "tc-topk4-64"
 
 
@@ -48,13 +48,9 @@ REFUSED = {
         {"dictionaries": {"a": {"kind": "clt", "act": "relu", "loss": "paper"}}},
         r"^dictionaries\.a.*loss: paper is defined for transcoders of one layer",
     ),
-    "several processes": (
-        {"dictionaries": {"a": {"kind": "clt", "processes": 2}}},
-        r"^dictionaries\.a.*trained in one process; set processes: 1",
-    ),
-    "files": (
+    "pickled files": (
         {"dictionaries": {"a": {"kind": "clt", "files": "some/layer{layer}.pt", "name": "b", "act": "relu"}}},
-        r"^dictionaries\.a.*(cross-layer transcoders cannot be imported yet|set kind: transcoder)",
+        r"^dictionaries\.a.*set kind: transcoder",
     ),
     "a site that no MLP writes": (
         {"dictionaries": {"a": {"kind": "clt", "site": "resid_mid"}}},
@@ -68,21 +64,28 @@ REFUSED = {
         {"activations": {"outliers": {"action": "drop"}}},
         r"^dictionaries\.clt: with activations\.outliers\.action: drop.*set it to keep or cap",
     ),
-    "the run of weight tables": (
-        {"circuits": {"run": NAME}},
-        rf"^circuits\.run: {NAME} is a cross-layer transcoder.*name it at circuits\.prompts\.NAME\.run",
+    "greater-than": (
+        {
+            "cases": {
+                "c": {"kind": "greater_than", "run": NAME, "template": "{year} to {century}", "slots": {}}
+            }
+        },
+        rf"^cases\.c\.run: {NAME} is a cross-layer transcoder, and greater_than replaces the MLP of one layer",
     ),
-    "components": (
-        {"circuits": {"behaviours": {"b": {**BEHAVIOUR, "runs": [NAME]}}}},
-        rf"^circuits\.behaviours\.b\.runs: {NAME} is a cross-layer transcoder.*evaluated and traced only",
-    ),
-    "a case study": (
-        {"cases": {"c": {"kind": "planted", "run": NAME, "runs": ["tc-topk4-64"]}}},
-        rf"^cases\.c: {NAME} is a cross-layer transcoder.*evaluated and traced only",
-    ),
-    "an export": (
+    "an export to a format without cross-layer transcoders": (
         {"exchange": {"formats": ["sparsify"], "runs": [NAME]}},
-        rf"^exchange\.runs: {NAME} is a cross-layer transcoder.*trained, evaluated and traced only",
+        rf"^exchange\.formats: sparsify has no cross-layer transcoders, and {NAME} is .*or use circuit-tracer",
+    ),
+    "an export of topk": (
+        {"dictionaries": {"a": {"kind": "clt"}}, "exchange": {"formats": ["circuit-tracer"]}},
+        r"^exchange\.formats: circuit-tracer's .* have relu or thresholds and no skip, and .* of topk; name other",
+    ),
+    "an export of a skip connection": (
+        {
+            "dictionaries": {"a": {"kind": "clt", "act": "relu", "skip": True}},
+            "exchange": {"formats": ["circuit-tracer"]},
+        },
+        r"^exchange\.formats: circuit-tracer's .* is a cross-layer transcoder with skip; name other runs",
     ),
 }
 
@@ -114,10 +117,18 @@ def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_tran
     only = {"clt": STUDY["dictionaries"]["clt"]}
     study = load_study({**STUDY, "dictionaries": only, "circuits": {"prompts": prompts}})
     assert [study.run_of_prompt(name) for name in prompts] == [NAME, NAME]
-    # no weight tables, and no features for behaviours
-    assert study.traced_run is None
-    behaviours = {"circuits": {"behaviours": {"b": BEHAVIOUR}}}
-    with pytest.raises(
-        ValueError, match=r"^circuits\.behaviours\.b\.runs: the study has no run of transcoders;"
-    ):
-        load_study({**STUDY, "dictionaries": only, **behaviours})
+    assert study.traced_run == NAME
+    assert load_study({**STUDY, "circuits": {"run": NAME}}).traced_run == NAME
+
+
+def test_behaviours_and_cases_take_a_cross_layer_transcoder() -> None:
+    planted = {"kind": "planted", "runs": ["tc-topk4-64"]}
+    study = load_study(
+        {
+            **STUDY,
+            "circuits": {"behaviours": {"b": {**BEHAVIOUR, "runs": [NAME, "tc-topk4-64"]}}},
+            "cases": {"own": {**planted, "run": NAME}, "other": {**planted, "runs": [NAME]}},
+        }
+    )
+    assert study.case_runs("own") == [NAME, "tc-topk4-64"]
+    assert study.case_runs("other") == ["tc-topk4-64", NAME]

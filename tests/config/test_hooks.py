@@ -20,6 +20,16 @@ SITES = {
     "layers.3.mlp.output": HookedSite("mlp_out", 3),
     "gpt_neox.layers.3.mlp.input": HookedSite("mlp_in", 3),
     "h.3.mlp.output": HookedSite("mlp_out", 3),
+    **{
+        f"{blocks}.3.{name}.output": HookedSite("attn_added", 3, attention_output=True)
+        for blocks, name in (
+            ("layers", "self_attn"),
+            ("transformer.h", "attn"),
+            ("gpt_neox.layers", "attention"),
+            ("h", "self_attention"),
+            ("h", "attn.attention"),
+        )
+    },
 }
 
 
@@ -40,8 +50,16 @@ def test_the_hook_of_a_site_names_the_site(site: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hook", ["blocks.3.attn.hook_z", "model.layers.3.self_attn.o_proj.input", "hook_embed", ""]
+    "hook", ["blocks.3.attn.hook_z", "layers.3.self_attn.o_proj.input", "h.3.attn.c_proj.input"]
 )
+def test_outputs_of_heads_have_no_site(hook: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{hook}, the outputs of the heads before W_O; hooks with a site are"
+    ):
+        site_of_hook(hook)
+
+
+@pytest.mark.parametrize("hook", ["blocks.3.attn.hook_k", "layers.3.self_attn.input", "hook_embed", ""])
 def test_a_hook_without_site_is_refused_with_those_that_have_one(hook: str) -> None:
     with pytest.raises(
         ValueError, match=rf"no site for the hook {hook}; hooks with a site are .*hook_mlp_out"

@@ -8,6 +8,7 @@ from tests import published_folders as folders
 from tests.config.test_published import study_of
 
 from circuitloom import cli
+from circuitloom.config import load_study
 
 
 def output_of(monkeypatch, capsys, *arguments: str) -> str:
@@ -42,6 +43,34 @@ def test_the_command_describes_a_set_and_prints_the_config_that_imports_it(
     }
 
 
+def test_the_command_writes_a_study_of_the_dictionaries_a_model_and_a_text(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    folders.circuit_tracer(tmp_path / "a set", act="topk", skip=True)
+    study_of(tmp_path, {"files": str(tmp_path / "a set")})
+    text, file = tmp_path / "text: a.jsonl", tmp_path / "new" / "mine.yaml"
+    text.write_text('{"text": "a story"}\n')
+    monkeypatch.chdir(tmp_path)
+    given = ["a set", "--model", "model", "--text", text.name]
+    with pytest.raises(SystemExit, match="a study needs --study FILE, --model and --text; add --study"):
+        output_of(monkeypatch, capsys, *given)
+    printed = output_of(monkeypatch, capsys, *given, "--study", str(file))
+    assert printed.endswith(f"\nsnakemake --cores all --configfile {file}\n")
+    # paths are those of the study, wherever it is run
+    config = yaml.safe_load(file.read_text())
+    study = load_study(config)
+    assert (study.name, study.layers, config["corpus"]["train"]) == ("mine", [0, 1, 2], [str(text)])
+    assert config["language_model"] == {"source": "path", "path": str(tmp_path / "model")}
+    run = study.runs["published"]
+    assert (run.files, run.k, run.skip) == (str(tmp_path / "a set"), folders.K, True)
+    with pytest.raises(SystemExit, match=r"mine\.yaml: exists; name another file"):
+        output_of(monkeypatch, capsys, *given, "--study", str(file))
+    with pytest.raises(SystemExit, match="d=8, made for tiny; the study's model has d=16"):
+        folders.circuit_tracer(tmp_path / "narrow", d=8)
+        output_of(monkeypatch, capsys, "narrow", *given[1:], "--study", "other.yaml")
+    assert not (tmp_path / "other.yaml").exists()
+
+
 def test_the_config_of_files_that_need_a_choice_makes_that_choice(tmp_path, monkeypatch, capsys) -> None:
     for layer in range(3):
         for width in (16, 32):
@@ -54,6 +83,17 @@ def test_the_config_of_files_that_need_a_choice_makes_that_choice(tmp_path, monk
     assert "thresholds    0 to " in out
     study = study_of(tmp_path, yaml.safe_load(out.split("\n\n")[1])["dictionaries"]["published"])
     assert study.runs["published"].width == 32
+
+
+def test_an_sae_of_the_stream_after_a_block_says_which_layer_it_is_here(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    folders.saelens(tmp_path / "after", 1, "standard", metadata={"hook_name": "model.layers.1"})
+    folders.saelens(tmp_path / "before", 1, "standard", hooks=("", "hook_resid_pre"))
+    after, before = (output_of(monkeypatch, capsys, str(tmp_path / name)) for name in ("after", "before"))
+    assert "\n              the stream after block 1 is resid_pre of layer 2\n" in after
+    assert "layers        2\n" in after and "  layers: [2]\n" in after
+    assert "the stream after" not in before and "layers        1\n" in before
 
 
 def test_a_folder_without_dictionaries_is_refused_in_one_line(tmp_path, monkeypatch, capsys) -> None:

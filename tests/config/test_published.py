@@ -158,21 +158,6 @@ def test_a_stated_key_that_agrees_is_accepted(tmp_path) -> None:
     assert keys_of(study_of(tmp_path, sweep))["k"] == K
 
 
-def write_clt(folder: Path) -> None:
-    folders.circuit_tracer(folder, model_kind="cross_layer_transcoder")
-
-
-def write_clt_files(folder: Path) -> None:
-    folder.mkdir()
-    for name in ("W_enc_0.safetensors", "W_dec_0.safetensors"):
-        (folder / name).touch()
-
-
-def write_scope_clt(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "params_layer_0.safetensors").touch()
-
-
 def write_missing_layer(folder: Path) -> None:
     folders.circuit_tracer(folder, layers=4)
     (folder / "layer_1.safetensors").unlink()
@@ -198,14 +183,15 @@ def write_saelens(**config: Any):
 
 
 FAULTS = {
-    "a cross-layer set": (write_clt, "describes a cross-layer transcoder, which is not supported yet"),
-    "cross-layer files": (write_clt_files, r"W_enc_0\.safetensors is a cross-layer transcoder|W_dec_0"),
-    "cross-layer files of Gemma Scope": (write_scope_clt, "is a cross-layer transcoder"),
+    "an unknown kind of set": (
+        lambda f: folders.circuit_tracer(f, model_kind="crosscoder"),
+        "model_kind: crosscoder; transcoder_set and cross_layer_transcoder are supported",
+    ),
     "a missing layer": (
         write_missing_layer, r"no dictionary of layer 1; there are layers 0, 2: set activations\.layers to \[0, 2\]",
     ),
     "a file that is cut off": (write_cut_off, r"no dictionary of layer 2 \(.*layer_2\.safetensors is damaged or cut"),
-    "a hook without site": (write_another_hook, r"no site for the hook attn\.hook_z; hooks with a site are"),
+    "a hook without site": (write_another_hook, r"no site for the hook attn\.hook_z, the outputs of the heads"),
     "layers that differ": (write_unequal, "layer 0 has skip False, layer 1 True; all layers of a run are alike"),
     "another model": (lambda f: folders.circuit_tracer(f, d=8), "d=8, made for tiny; the study's model has d=16"),
     "input-dependent scale": (
@@ -222,6 +208,24 @@ FAULTS = {
     "an unknown class": (
         lambda f: folders.dictionary_learning(f, 0, "AutoEncoder", dict_class="CrossCoder"),
         "dict_class is CrossCoder; known are AutoEncoder",
+    ),
+    "a transcoder of attention": (
+        lambda f: folders.sparsify(f, 0, module="self_attn"), r"no site for the hook layers\.0\.self_attn\.input",
+    ),
+    "outputs of heads, Gemma Scope 1": (
+        lambda f: folders.gemma_scope(f / "gemma-scope-2b-pt-att" / "layer_0" / "average_l0_9", 0, second=False),
+        "no site for the hook attn.hook_z, the outputs of the heads before W_O",
+    ),
+    "outputs of heads, Gemma Scope 2": (
+        lambda f: folders.gemma_scope(f / "attn_out_all" / "layer_0_width_16k_l0_small", 0),
+        "no site for the hook attn.hook_z, the outputs of the heads before W_O",
+    ),
+    "outputs of heads, by the settings of Gemma Scope 2": (
+        lambda f: folders.gemma_scope(
+            f / "attn_out_all" / "layer_0_width_16k_l0_small", 0,
+            config={"hf_hook_point_in": "model.layers.0.self_attn.o_proj.input"},
+        ),
+        r"no site for the hook model\.layers\.0\.self_attn\.o_proj\.input, the outputs of the heads before W_O",
     ),
     "an empty folder": (lambda f: f.mkdir(), "has no file; needed is one of config.yaml with"),
     "no folder": (lambda f: None, "set does not exist; download the files with `hf download"),
@@ -242,6 +246,51 @@ def test_files_that_do_not_fit_are_refused_in_one_line(fault: str, tmp_path) -> 
     with pytest.raises(ValueError, match=rf"^dictionaries\.a\..*{words}") as error:
         study_of(tmp_path, {"files": str(tmp_path / "set")})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["attn_out", "self_attn"])
+def test_saes_of_attention_are_found_by_the_names_of_modules(name: str, tmp_path) -> None:
+    for layer in range(3):
+        folders.sparsify(tmp_path / "sparsify", layer, transcode=False, module="self_attn")
+        submodule = f"{name}_layer_{layer}"
+        folders.dictionary_learning(
+            tmp_path / "learned" / str(layer), layer, "AutoEncoder", submodule_name=submodule
+        )
+    for folder in ("sparsify", "learned"):
+        found = recognise(str(tmp_path / folder))
+        assert found.keys() | {"kind": "sae", "site": "attn_added"} == found.keys()
+        assert all(layer.attention_output for layer in found.layers.values())
+    folders.saelens(tmp_path / "saelens", 0, "standard", hooks=("", "hook_attn_out"))
+    (added,) = recognise(str(tmp_path / "saelens")).layers.values()
+    assert (added.kind, added.site_out, added.attention_output) == ("sae", "attn_added", False)
+
+
+@pytest.mark.parametrize(
+    ("module", "site", "layer"),
+    [
+        ("model.layers.1", "resid_pre", 2),
+        ("transformer.h.1.mlp", "mlp_out", 1),
+        ("gpt_neox.layers.1.attention", "attn_added", 1),
+        ("model.layers.1.post_feedforward_layernorm", "mlp_added", 1),
+    ],
+)
+def test_saelens_may_name_a_module_whose_output_it_reads(
+    module: str, site: str, layer: int, tmp_path
+) -> None:
+    # as it does with model_class_name: AutoModelForCausalLM
+    folders.saelens(tmp_path, 1, "standard", metadata={"hook_name": module})
+    (found,) = recognise(str(tmp_path)).layers.values()
+    assert (found.kind, found.site_out, found.layer) == ("sae", site, layer)
+    assert found.attention_output == (site == "attn_added")
+
+
+def test_a_norm_that_stands_before_the_mlp_or_after_attention_is_no_site(tmp_path) -> None:
+    for layer in range(3):
+        folders.sparsify(tmp_path, layer, transcode=False, module="post_attention_layernorm")
+    with pytest.raises(ValueError, match="does not say what its dictionaries read; set kind and site"):
+        study_of(tmp_path, {"files": str(tmp_path)})
+    study = study_of(tmp_path, {"files": str(tmp_path), "kind": "sae", "site": "attn_added"})
+    assert study.runs["theirs"].site_in == "attn_added"
 
 
 def test_a_site_that_the_files_do_not_say_can_be_stated(tmp_path) -> None:

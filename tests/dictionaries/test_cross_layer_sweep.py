@@ -63,3 +63,16 @@ def test_all_layers_are_trained_from_their_caches(inputs, tmp_path: Path) -> Non
 def test_a_layer_that_is_not_cached_is_named(inputs, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not cached; add mlp_in to activations\.sites and 3 to"):
         run_job(job(inputs, tmp_path, [0, 3], clt={"kind": "clt"}), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["batch", "features"])
+def test_a_job_of_two_processes_ends_in_the_transcoder_of_one(inputs, tmp_path: Path, split: str) -> None:
+    layers, keys = list(range(LAYERS)), {"kind": "clt", "act": "batchtopk", "budget": "all"}
+    run_job(job(inputs, tmp_path, layers, one=keys), 1)
+    run_job(job(inputs, tmp_path, layers, two={**keys, "processes": 2, "split": split}), 2)
+    one, two = (load_cross_layer_transcoder(tmp_path / name) for name in ("one", "two"))
+    for layer in layers:
+        assert torch.allclose(one.layers[layer].W_enc, two.layers[layer].W_enc, rtol=1e-3, atol=1e-4)
+        assert (tmp_path / "two" / f"layer{layer}" / "history.parquet").is_file()
+    assert not list(tmp_path.glob("*/.layers.partial"))

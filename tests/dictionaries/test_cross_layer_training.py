@@ -1,13 +1,27 @@
 """Cross-layer transcoders are trained by the gradients of their dense formula; without reach they are transcoders."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.dictionaries.cross_layer_cases import (
+    ACTS,
+    BATCH,
+    LAYERS,
+    TOKENS,
+    WIDTH,
+    D,
+    clt,
+    make_data,
+    make_trainer,
+    reader,
+)
 from tests.dictionaries.training_cases import moments
 from torch import Tensor
 
 from circuitloom.config import Run
+from circuitloom.dictionaries.training import cross_layer_trainer
 from circuitloom.dictionaries.training.cross_layer_objective import compute_cross_layer_loss
 from circuitloom.dictionaries.training.cross_layer_parameters import output_counts
 from circuitloom.dictionaries.training.cross_layer_trainer import CrossLayerTrainer, batch_key
@@ -15,27 +29,9 @@ from circuitloom.dictionaries.training.objective import TANH_SCALE, JumpReLU, St
 from circuitloom.dictionaries.training.parameters import Parameters
 from circuitloom.dictionaries.training.selection import select_batch_top_k
 from circuitloom.dictionaries.training.sweep import train
-from circuitloom.dictionaries.training.trainer import Trainer
+from circuitloom.dictionaries.training.trainer import Trainer, dead_features, sparsity_weight
 
-D, WIDTH, TOKENS = 8, 48, 64
-LAYERS = (0, 1, 2)
 VARIANCES = (7.0, 8.0, 9.0)
-BATCH, STEPS = 64, 30
-ACTS = {
-    "relu": {"act": "relu", "sparsity": 0.02},
-    "relu-tanh": {"act": "relu", "sparsity": 0.02, "penalty": "tanh"},
-    "jumprelu": {"act": "jumprelu", "sparsity": 0.02, "bandwidth": 0.5},
-    "tanh": {"act": "jumprelu", "sparsity": 0.02, "penalty": "tanh", "bandwidth": 0.5},
-    "topk": {"act": "topk", "k": 3},
-    "batchtopk": {"act": "batchtopk", "k": 3},
-    "budget": {"act": "batchtopk", "k": 3, "budget": "all"},
-    "skip": {"act": "topk", "k": 3, "skip": True},
-}
-
-
-def clt(**keys) -> Run:
-    shared = {"kind": "clt", "width": WIDTH, "precision": "float32", "name": "r"}
-    return Run(**{**shared, "batch": BATCH, "tokens": BATCH * STEPS, "learning_rate": 1e-2, **keys})
 
 
 def make_parameters(run: Run, shift: float = -2.2) -> list[Parameters]:
@@ -151,32 +147,6 @@ def test_a_shared_budget_keeps_the_largest_scores_of_all_layers() -> None:
     assert len({int(each.sum()) for each in expected}) == len(LAYERS)
 
 
-def make_data(batches: int = 10) -> dict[str, Tensor]:
-    """x and y of each layer are linear mixtures of the same sparse causes, in different units."""
-    generator = torch.Generator().manual_seed(0)
-    causes = torch.rand(BATCH * batches, 30, generator=generator)
-    causes = causes * (torch.rand(causes.shape, generator=generator) < 0.08)
-    data = {}
-    for layer in LAYERS:
-        for site, scale in (("mlp_in", 3.0), ("mlp_out", 0.1 + layer)):
-            data[batch_key(site, layer)] = scale * causes @ torch.randn(30, D, generator=generator) - 0.2
-    return data
-
-
-def make_trainer(run: Run, data: dict[str, Tensor], layers: Sequence[int] = LAYERS) -> CrossLayerTrainer:
-    return CrossLayerTrainer(run, layers, {key: moments(rows) for key, rows in data.items()}, data)
-
-
-def reader(data: dict[str, Tensor], kill_at: int | None = None):
-    def read(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        for i in range(start, stop):
-            if i == kill_at:
-                raise InterruptedError
-            yield {key: rows[i % 10 * BATCH : (i % 10 + 1) * BATCH] for key, rows in data.items()}
-
-    return read
-
-
 @pytest.mark.parametrize("name", [*(name for name in ACTS if name not in ("relu-tanh", "budget")), "dead"])
 def test_without_reach_training_is_that_of_separate_transcoders(name: str) -> None:
     keys = ACTS.get(name, {"act": "topk", "k": 3, "dead_tokens": 2 * BATCH})
@@ -205,6 +175,71 @@ def test_without_reach_training_is_that_of_separate_transcoders(name: str) -> No
         assert torch.equal(one.W_enc, other.W_enc)
         assert torch.equal(one.b_dec, other.b_dec)
         assert (one.act, one.k) == (other.act, other.k)
+
+
+@pytest.mark.parametrize("name", [*ACTS, "dead"])
+def test_decoders_take_adams_step_by_rows(name: str, monkeypatch) -> None:
+    # blocks of 5 features of the first layer; their number does not divide the width
+    monkeypatch.setattr(cross_layer_trainer, "CACHED_ENTRIES", 5 * len(LAYERS) * D)
+    keys = ACTS.get(name, {"act": "topk", "k": 3, "dead_tokens": 2 * BATCH})
+    data = make_data()
+    by_rows, complete = (make_trainer(clt(**keys, warmup=0, decay=0), data) for _ in range(2))
+    for p in (*by_rows.parameters, *complete.parameters):
+        if keys["act"] in ("relu", "jumprelu"):
+            # few features are active, so that sparse products are used
+            p.b_enc.data -= 2.5
+    sparse_steps = 0
+    for i, batch in enumerate(reader(data)(0, 8)):
+        if i == 4:
+            # the optimizer's state moves between the two
+            state = copy.deepcopy(by_rows.state())
+            complete.restore(by_rows.state())
+            by_rows.restore(state)
+        by_rows.train_on(i, batch)
+        sparse_steps += all(p.W_dec.grad is None for p in by_rows.parameters)
+        step_with_complete_gradients(complete, i, batch)
+        for one, other in zip(by_rows.weights(), complete.weights(), strict=True):
+            assert torch.equal(one, other), i
+    assert sparse_steps > 0
+    assert by_rows.optimizer.state_dict()["state"].keys() == complete.optimizer.state_dict()["state"].keys()
+
+
+def step_with_complete_gradients(trainer: CrossLayerTrainer, index: int, batch: dict[str, Tensor]) -> None:
+    """The step of `train_on`, with gradients of complete decoders in torch's Adam."""
+    trainer.optimizer.zero_grad()
+    terms = compute_cross_layer_loss(
+        trainer.parameters,
+        trainer.run,
+        [batch[batch_key("mlp_in", i)] / s.x for i, s in zip(LAYERS, trainer.scales, strict=True)],
+        [batch[batch_key("mlp_out", i)] / s.y for i, s in zip(LAYERS, trainer.scales, strict=True)],
+        [scale.normalised_variance for scale in trainer.scales],
+        sparsity_weight(trainer.run, index, trainer.steps),
+        [dead_features(trainer.run, index, silent) for silent in trainer.tokens_since_fired],
+    )
+    torch.stack([each.loss for each in terms]).sum().backward()
+    assert all(p.W_dec.grad is not None for p in trainer.parameters)
+    trainer.optimizer.step()
+    for p in trainer.parameters:
+        if p.threshold is not None:
+            p.threshold.data.clamp_min_(0)
+    trainer._update_statistics(terms, BATCH)
+
+
+@pytest.mark.parametrize("name", ["topk", "budget", "jumprelu"])
+def test_two_threads_that_select_in_different_layers_train_what_one_trains(name: str) -> None:
+    data = make_data()
+    one, two = (make_trainer(clt(**ACTS[name]), data) for _ in range(2))
+    threads = torch.get_num_threads()
+    try:
+        for i, batch in enumerate(reader(data)(0, 6)):
+            for number, trainer in ((1, one), (2, two)):
+                torch.set_num_threads(number)
+                trainer.train_on(i, batch)
+    finally:
+        torch.set_num_threads(threads)
+    assert one._pool is None and two._pool is not None
+    for a, b in zip(one.weights(), two.weights(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_saved_transcoder_computes_on_raw_activations_what_training_computed() -> None:

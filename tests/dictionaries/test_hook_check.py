@@ -93,7 +93,7 @@ def check(
         layer=LAYER, weights=FileReference(LocalFiles(Path("/set")), "layer_1.safetensors"), config=None,
         format="circuit_tracer", architecture="transcoder", act="relu", k=None, l0=None, width=WIDTH, d_in=D_MODEL,
         d_out=D_MODEL, skip="W_skip" in tensors, hook_in=hook_in, hook_out=hook_out, site_in=site_in,
-        site_out=site_out, bare_norm=bare, settings={}, model_name=None,
+        site_out=site_out, bare_norm=bare, attention_output=False, settings={}, model_name=None,
     )  # fmt: skip
     return HookCheck(dictionary, replace(layer, **about), model, validation, largest_fvu)
 

@@ -7,6 +7,7 @@ from circuitloom.activations.statistics import Moments
 from circuitloom.config import Run
 from circuitloom.dictionaries.kernels import fixed_k
 from circuitloom.dictionaries.training import trainer as trainer_module
+from circuitloom.dictionaries.training.cross_layer_objective import compute_cross_layer_loss
 from circuitloom.dictionaries.training.objective import (
     LossTerms,
     activate_selected,
@@ -85,7 +86,7 @@ def test_exact_scores_decide_and_ties_go_to_the_lowest_features(dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "k", "width"), [(12, 7, 90), (128, 32, 150), (300, 33, 120)])
+@pytest.mark.parametrize(("d", "k", "width"), [(12, 7, 90), (128, 32, 150), (300, 33, 120), (1100, 3, 20)])
 def test_products_equal_dense_ones(d: int, k: int, width: int, dtype: torch.dtype) -> None:
     tokens = 5
     features = torch.stack([draw(width, seed=t).argsort()[:k].sort().values for t in range(tokens)]).int()
@@ -154,6 +155,28 @@ def test_loss_and_gradients_equal_the_dense_formulas(bias: float, precision: str
     assert gradients.keys() == dense.keys()
     for name, gradient in gradients.items():
         assert error(gradient, dense[name]) < 5 * tolerance, name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_loss_and_gradients_of_a_cross_layer_transcoder_equal_the_dense_formulas(precision: str) -> None:
+    d, run = 12, Run(kind="clt", width=WIDTH, k=7, precision=precision)
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[precision]
+    xs, ys = ([draw(TOKENS, d, seed=seed + i) for i in range(2)] for seed in (5, 7))
+    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    results = []
+    for dense in (False, True):
+        layers = [parameters(d_in=d, d_out=count * d) for count in (2, 1)]
+        for p in layers:
+            p.b_dec, p.W_skip = draw(d, seed=3).requires_grad_(True), None
+        terms = compute_cross_layer_loss(layers, run, xs, ys, (11.0, 12.0), 0.0, [none, none], dense)
+        sum(each.loss for each in terms).backward()
+        results.append((terms, [{name: value.grad for name, value in p.named()} for p in layers]))
+    (terms, gradients), (expected, dense_gradients) = results
+    for i in range(2):
+        assert terms[i].fvu.item() == pytest.approx(expected[i].fvu.item(), rel=tolerance)
+        assert gradients[i].keys() == dense_gradients[i].keys() == {"W_enc", "b_enc", "W_dec", "b_dec"}
+        for name, gradient in gradients[i].items():
+            assert error(gradient, dense_gradients[i][name]) < 5 * tolerance, (i, name)
 
 
 def test_gradients_in_bfloat16_are_those_of_the_same_choice_in_float32() -> None:

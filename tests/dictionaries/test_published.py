@@ -169,6 +169,29 @@ def test_a_dictionary_of_sparsify_keeps_its_function(transcode: bool, skip: bool
         assert dictionary.k == folders.K
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_an_sae_of_the_attention_module_is_read_if_the_model_adds_the_output_as_it_is(
+    model_type: str, tmp_path
+) -> None:
+    forward = folders.sparsify(tmp_path / "set", 1, transcode=False, module="self_attn")
+    model = load_model(tiny_architecture(model_type, tmp_path / "model"), device="cpu")
+    # independent of the model's anatomy: whether the module's output is what is added
+    token = torch.arange(8)[None]
+    found: list[torch.Tensor] = []
+    handle = model.attention(1).register_forward_hook(lambda module, inputs, output: found.append(output[0]))
+    added = capture(model, token, [Site("attn_added", 1)])[Site("attn_added", 1)]
+    handle.remove()
+    same = torch.equal(added, found[0])
+    assert same == (model_type == "llama") == (not model.changes_attention_out)
+    if same:
+        assert_computes(read_published(tmp_path / "set", 1, model), forward)
+    else:
+        with pytest.raises(
+            ValueError, match=r"layers\.1\.self_attn\.output, and Gemma3ForCausalLM changes this"
+        ):
+            read_published(tmp_path / "set", 1, model)
+
+
 @pytest.mark.parametrize("name", folders.DICTIONARY_LEARNING)
 def test_an_sae_of_dictionary_learning_keeps_its_function(name: str, tmp_path) -> None:
     forward = folders.dictionary_learning(tmp_path, 0, name)

@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 
+from circuitloom.config.dictionaries import output_layers
 from circuitloom.core.layout import Layout
 from circuitloom.core.tables import METRIC
 from circuitloom.core.tables.table import write_table
+from circuitloom.dictionaries.cross_layer import (
+    CrossLayerDictionary,
+    CrossLayerTranscoder,
+    LayerDictionary,
+    save_cross_layer_dictionary,
+)
 from circuitloom.dictionaries.dictionary import Dictionary, save_dictionary
 from circuitloom.language_model.anatomy import ANATOMY_FILE, Anatomy
 
@@ -41,9 +48,24 @@ def random_dictionary(
     )  # fmt: skip
 
 
+def random_transcoder(
+    layers: int, act: str = "relu", skip: bool = False, reach: int | None = None, **changes: Any
+) -> CrossLayerTranscoder:
+    """A cross-layer transcoder whose layers are those of `random_dictionary`, with different decoders."""
+    made = []
+    for layer in range(layers):
+        alone = random_dictionary(layer, act, skip, **changes)
+        outputs = tuple(output_layers(range(layers), layer, reach))
+        generator = torch.Generator().manual_seed(100 + layer)
+        W_dec = torch.randn(alone.width, len(outputs), alone.d_out, generator=generator)
+        fields = {**vars(alone), "W_dec": W_dec, "outputs": outputs, "scales": (1.0,) * len(outputs)}
+        made.append(CrossLayerDictionary(**fields))
+    return CrossLayerTranscoder(made)
+
+
 def write_results(
     folder: Path,
-    dictionaries: Mapping[int, Dictionary],
+    dictionaries: Mapping[int, LayerDictionary],
     run: str = "some",
     origin: Mapping[str, str] | None = None,
     anatomy: Anatomy = LLAMA,
@@ -57,7 +79,11 @@ def write_results(
     layout = Layout(folder)
     for layer, dictionary in dictionaries.items():
         keys = {"name": run, "width": dictionary.width, **(config or {})}
-        save_dictionary(dictionary, layout.dictionary(run, layer), keys, (sources or {}).get(layer))
+        place, source = layout.dictionary(run, layer), (sources or {}).get(layer)
+        if isinstance(dictionary, Dictionary):
+            save_dictionary(dictionary, place, keys, source)
+        else:
+            save_cross_layer_dictionary(dictionary, place, list(dictionaries), keys, source)
     layout.model.mkdir(exist_ok=True)
     (layout.model / "config.json").write_text("{}")
     (layout.model / ANATOMY_FILE).write_text(json.dumps(asdict(anatomy)))

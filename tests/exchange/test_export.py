@@ -9,7 +9,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.exchange.results import SAE, random_dictionary, write_results, write_scores
+from tests.exchange.results import (
+    LLAMA,
+    SAE,
+    WIDTH,
+    D,
+    random_dictionary,
+    random_transcoder,
+    write_results,
+    write_scores,
+)
 
 from circuitloom.cli import main
 from circuitloom.config.dictionaries import Run
@@ -50,7 +59,8 @@ def test_an_export_records_the_sha256_of_every_file(results: Path, tmp_path: Pat
         assert f"| `{name}` | `{digest}` |" in card
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*files, "export.json", "README.md"}
     assert result.bytes == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
-    assert not (tmp_path / "out.partial").exists()
+    # nothing stays beside the folder
+    assert {file.name for file in tmp_path.iterdir()} == {"study", "out"}
 
 
 def test_a_second_export_writes_only_the_layers_that_changed(results: Path, tmp_path: Path) -> None:
@@ -167,7 +177,7 @@ def test_the_card_states_licence_model_scores_and_config(tmp_path: Path) -> None
     # dead is 1 - alive
     assert "| 1 | 0.25 | 0.5 | 0.125 | 3 | 0.25 |  |" in card
     assert "name: some\nwidth: 20" in card
-    assert 'SAE.load_from_disk("FOLDER/layer_0")' in card
+    assert 'SAE.load_from_disk(f"{folder}/layer_0")' in card
 
 
 def test_the_card_of_an_imported_run_states_where_its_weights_came_from(tmp_path: Path) -> None:
@@ -210,9 +220,20 @@ def test_a_card_without_licence_and_scores_says_so(results: Path, tmp_path: Path
     assert front_matter(tmp_path / "out" / "README.md") == {
         "license": "unknown", "library_name": "circuit-tracer", "tags": ["transcoder", "mechanistic-interpretability"]
     }  # fmt: skip
-    assert (
-        "Not scored: the evaluation of the study has not run." in (tmp_path / "out" / "README.md").read_text()
-    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not scored: the evaluation of the study has not run." in card
+
+
+def test_the_code_on_a_card_has_nothing_to_fill_in_but_where_a_local_model_lies(tmp_path: Path) -> None:
+    made = {layer: random_dictionary(layer) for layer in range(3)}
+    for name, origin in {"local": None, "hub": {"source": "hub", "name": "org/model"}}.items():
+        results = write_results(tmp_path / name, made, origin=origin)
+        export_run("circuit-tracer", StoredRun(results, "some"), tmp_path / "out" / name)
+        code = (tmp_path / "out" / name / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        compile(code, name, "exec")
+        assert 'folder = "."\n' in code and "for layer in range(3)}" in code
+        assert ('language_model = "org/model"' in code) == (name == "hub")
+        assert ("# a folder with the language model" in code) == (name == "local")
 
 
 def test_a_topk_set_says_which_circuit_tracer_reads_it(tmp_path: Path, capsys) -> None:
@@ -261,7 +282,9 @@ def test_the_command_asks_for_a_run_if_there_are_several(results: Path, monkeypa
     write_results(results, {0: random_dictionary(0)}, run="another")
     with pytest.raises(SystemExit, match="has 2 runs; choose one with --run: another, some"):
         run_command(monkeypatch, "export", "saelens", results, results / "out")
-    with pytest.raises(SystemExit, match="circuitloom: export: results/nothing has no dictionaries"):
+    with pytest.raises(
+        SystemExit, match="circuitloom: export: there is no study nothing: no folder results/nothing"
+    ):
         run_command(monkeypatch, "export", "saelens", "nothing", results / "out")
 
 
@@ -269,3 +292,50 @@ def test_sparsify_s_folders_are_named_after_modules(tmp_path: Path) -> None:
     results = write_results(tmp_path / "study", {2: random_dictionary(2, act="topk")})
     export_run("sparsify", StoredRun(results, "some"), tmp_path / "out")
     assert (tmp_path / "out" / "layers.2.mlp" / "sae.safetensors").is_file()
+
+
+def test_a_cross_layer_transcoder_is_written_layer_by_layer(tmp_path: Path) -> None:
+    made = random_transcoder(LLAMA.layers, "threshold", reach=1)
+    run = StoredRun(write_results(tmp_path / "study", made.layers, config={"kind": "clt"}), "some")
+    result = export_run("circuit-tracer", run, tmp_path / "out")
+    assert result.written == [0, 1, 2]
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["model_kind"] == "cross_layer_transcoder"
+    assert (config["feature_input_hook"], config["feature_output_hook"]) == ("mlp.hook_in", "mlp.hook_out")
+    decoders = load_file(tmp_path / "out" / "W_dec_0.safetensors")["W_dec_0"]
+    # circuit-tracer expects decoders to all later layers
+    assert decoders.shape == (WIDTH, 3, D) and not decoders[:, 2].any()
+    assert set(load_file(tmp_path / "out" / "W_enc_1.safetensors")) == {
+        "W_enc_1",
+        "b_enc_1",
+        "b_dec_1",
+        "threshold_1",
+    }
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A cross-layer transcoder of 3 layers (`mlp_in` to `mlp_out`), 20 features per layer" in card
+    assert "from circuit_tracer.transcoder.cross_layer_transcoder import load_clt" in card
+    assert export_run("circuit-tracer", run, tmp_path / "out").kept == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("format_name", "keys", "layers", "words"),
+    [
+        ("circuit-tracer", {"act": "topk"}, None, "layer 0 is topk; .* train with batchtopk"),
+        ("circuit-tracer", {"skip": True}, None, "layer 0 has W_skip; .* train without skip"),
+        ("circuit-tracer", {}, [0, 1], "of all 3 layers; layer 2 is missing"),
+        (
+            "saelens",
+            {},
+            None,
+            "saelens has no cross-layer transcoders, and this run is one; choose from circuit-tracer",
+        ),
+        ("sparsify", {"act": "topk"}, None, "sparsify has no cross-layer transcoders"),
+    ],
+)
+def test_cross_layer_transcoders_that_a_format_cannot_hold_are_refused_before_anything_is_written(
+    format_name: str, keys: dict, layers: list[int] | None, words: str, tmp_path: Path
+) -> None:
+    results = write_results(tmp_path / "study", random_transcoder(LLAMA.layers, **keys).layers)
+    with pytest.raises(ValueError, match=words):
+        export_run(format_name, StoredRun(results, "some", layers), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

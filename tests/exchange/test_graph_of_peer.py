@@ -1,21 +1,22 @@
-"""circuit-tracer's graph of a prompt, through the transcoders that we export, is our graph."""
+"""circuit-tracer's graph of a prompt, through the transcoders or the cross-layer transcoder that we export, is ours."""
 
 import argparse
 import json
 import os
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.attribution import differences, run_ours
 from safetensors.torch import load_file
-from tests.exchange.results import random_dictionary, write_results
-from tests.exchange.test_peers import peer_python
+from tests.exchange.environments import peer_python
+from tests.exchange.results import random_dictionary, random_transcoder, write_results
 from tests.models import D_MODEL, LAYERS, tiny_llama
 
-from circuitloom.dictionaries.dictionary import Dictionary
+from circuitloom.dictionaries.cross_layer import LayerDictionary
 from circuitloom.exchange.export import export_run
 from circuitloom.exchange.stored_run import StoredRun
 from circuitloom.language_model.anatomy import read_anatomy, write_anatomy
@@ -34,14 +35,28 @@ CASES = {
 }
 
 
-def transcoders(act: str, skip: bool, reads: str) -> dict[int, Dictionary]:
+CROSS_LAYER = {
+    f"{act} {reads} across {'all layers' if reach is None else f'{reach} layers'}": (act, reads, reach)
+    for act, reads, reach in (
+        ("relu", "mlp_in", None), ("threshold", "resid_mid", None), ("relu", "resid_mid", 1),
+    )
+}  # fmt: skip
+
+
+def transcoders(name: str) -> Mapping[int, LayerDictionary]:
     """Random transcoders whose outputs are small, so that the model's own values stay of order 1."""
-    made = {}
+    made: dict[int, LayerDictionary] = {}
+    if name in CROSS_LAYER:
+        act, reads, reach = CROSS_LAYER[name]
+        whole = random_transcoder(LAYERS, act, reach=reach, d=D_MODEL, width=40, site_in=reads)
+        for layer, each in whole.layers.items():
+            made[layer] = replace(each, W_dec=each.W_dec / 10, b_dec=each.b_dec / 10)
+        return made
+    act, skip, reads = CASES[name]
     for layer in range(LAYERS):
-        dictionary = random_dictionary(layer, act, skip, d=D_MODEL, width=40, site_in=reads)
-        changes = {"W_dec": dictionary.W_dec / 10, "b_dec": dictionary.b_dec / 10}
-        changes |= {"W_skip": dictionary.W_skip / 10} if dictionary.W_skip is not None else {}
-        made[layer] = Dictionary(**{**vars(dictionary), **changes})
+        each = random_dictionary(layer, act, skip, d=D_MODEL, width=40, site_in=reads)
+        W_skip = None if each.W_skip is None else each.W_skip / 10
+        made[layer] = replace(each, W_dec=each.W_dec / 10, b_dec=each.b_dec / 10, W_skip=W_skip)
     return made
 
 
@@ -62,9 +77,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     write_anatomy(load_model(model, device="cpu").anatomy, model)
     prompt = folder / "prompt.json"
     prompt.write_text(json.dumps(PROMPT))
-    for name, keys in CASES.items():
+    for name in (*CASES, *CROSS_LAYER):
         case = folder / "cases" / name
-        results = write_results(folder / "studies" / name, transcoders(*keys), anatomy=read_anatomy(model))
+        results = write_results(folder / "studies" / name, transcoders(name), anatomy=read_anatomy(model))
         export_run("circuit-tracer", StoredRun(results, "some"), case / "set", model_name=str(model))
         run_ours(
             argparse.Namespace(
@@ -77,12 +92,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return {name: folder / "cases" / name for name in CASES}
+    return {name: folder / "cases" / name for name in (*CASES, *CROSS_LAYER)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *CROSS_LAYER])
 def test_the_graph_of_circuit_tracer_is_ours(name: str, cases: Mapping[str, Path]) -> None:
-    found, skip = differences(cases[name], LENGTH), CASES[name][1]
+    found, skip = differences(cases[name], LENGTH), " skip " in name
     assert found["only"] == 0 and found["common"] > 20 and found["same_logits"]
     ours, theirs = (load_file(cases[name] / f"{side}{LENGTH}.safetensors") for side in ("ours", "theirs"))
     # both lists of features are sorted by layer, position and number

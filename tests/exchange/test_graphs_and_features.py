@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.activations.inputs import make_tokens
 from tests.attribution.test_export import make_graph, make_viewer
+from tests.exchange.environments import peer_python
 from tests.features.test_formats import WIDTH, make_source, write_tables
 from tests.models import LAYERS, VOCABULARY
 
@@ -18,16 +18,12 @@ from circuitloom.features.formats.delphi import export_delphi
 from circuitloom.features.formats.viewer import export_viewer_features
 
 pytestmark = pytest.mark.exchange
-PEERS = Path(__file__).parents[2] / ".peers"
 MODEL = ModelShape(LAYERS, 16, 40, 4, 32, VOCABULARY, key_value_heads=2)
 
 
 def run_peer(name: str, code: str, *arguments: object) -> dict:
     """The last line that `code` prints in the environment of a peer, as JSON. Skips without the environment."""
-    python = PEERS / name / "bin" / "python"
-    if not python.is_file():
-        pytest.skip(f"needs .peers/{name}; run `make test-exchange`")
-    command = [python, "-c", code, *map(str, arguments)]
+    command = [peer_python(name), "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

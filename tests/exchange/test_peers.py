@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.exchange.environments import peer_python
 from tests.exchange.results import SAE, D, random_dictionary, write_results
 
 from circuitloom.dictionaries.dictionary import Dictionary
@@ -20,7 +21,6 @@ from circuitloom.exchange.export import export_run
 from circuitloom.exchange.stored_run import StoredRun
 
 pytestmark = pytest.mark.exchange
-ROOT = Path(__file__).parents[2]
 LAYER = 3
 READER = "circuitloom.dictionaries.formats.published"
 """Module with `read_published`."""
@@ -72,14 +72,6 @@ EXPORTED = [
     (peer, name) for peer, case in PEERS.items() for name in case.keys if (peer, name) not in READS_AS_RELU
 ]
 MADE = [(peer, name) for peer, case in PEERS.items() for name in case.made]
-
-
-def peer_python(peer: str) -> Path:
-    """Python of a library's environment. Skips the test if it is not there."""
-    python = ROOT / ".peers" / peer / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"no environment of {peer}; `make test-exchange` builds it")
-    return python
 
 
 def exported_dictionaries(keys: dict) -> dict[int, Dictionary]:

@@ -1,5 +1,6 @@
-"""Components that show tokens."""
+"""Components that show tokens, and plots."""
 
+from circuitloom.explorer import plots
 from circuitloom.explorer.components import notes_of, shaded
 
 
@@ -29,3 +30,14 @@ def test_words_are_separated() -> None:
 def test_notes_are_paragraphs_with_their_invisible_characters() -> None:
     assert [each.children for each in notes_of(("a\n",))] == ["a↵"]
     assert notes_of(None) == []
+
+
+def test_a_plot_of_effects_has_the_first_2000_measured_edges_and_says_of_how_many() -> None:
+    rows = [{"effect": 3000.0 - i, "effect_frozen": 3000.0 - i, "effect_free": 1.0} for i in range(2500)]
+    rows.insert(0, {"effect": 5000.0, "effect_frozen": None, "effect_free": None})
+    figure = plots.effects(rows).to_plotly_json()["props"]["figure"]
+    line, free, frozen = figure["data"]
+    assert line["x"] == [1001.0, 3000.0]
+    assert len(free["x"]) == len(frozen["x"]) == 2000 and frozen["x"][0] == 3000.0
+    assert "2,000 largest of 2,500" in str(figure["layout"])
+    assert "largest of" not in str(plots.effects(rows[:11]).to_plotly_json())

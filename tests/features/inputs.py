@@ -40,8 +40,9 @@ def make_basis(model: LanguageModel, digest: str = "tied") -> FeatureBasis:
 
     decoder = torch.randn(WIDTH, d, generator=generator)
     return FeatureBasis(
-        "tied", LAYER, site, WIDTH, encode, decoder, "mlp_out", weight.norm(dim=1), bias, digest
-    )
+        "tied", LAYER, site, WIDTH, encode, {LAYER: decoder}, decoder.norm(dim=1), "mlp_out", weight.norm(dim=1), bias,
+        digest,
+    )  # fmt: skip
 
 
 def dense(basis: FeatureBasis, model: LanguageModel, tokens: Tokens) -> np.ndarray:

@@ -9,6 +9,7 @@ from tests.evaluation.inputs import make_dictionary
 from tests.models import VOCABULARY
 
 from circuitloom.config.activations import MLP_OUTPUTS
+from circuitloom.dictionaries.cross_layer import CrossLayerDictionary
 from circuitloom.features.basis import dictionary_basis, neuron_basis
 from circuitloom.features.external_sort import stable_order
 from circuitloom.features.logit_effects import write_logit_effects
@@ -43,7 +44,7 @@ def test_the_neurons_with_the_largest_outputs_are_kept(any_model):
     basis = neuron_basis("neurons", 1, any_model, 5)
     z = torch.randn(50, basis.width)
     token, feature, value = basis.encode(z)
-    written = z.relu() * basis.decoder.norm(dim=1)
+    written = z.relu() * basis.decoder_norm
     kept = torch.zeros_like(z, dtype=torch.bool)
     kept[token, feature] = True
     assert torch.equal(value, z[token, feature]) and (value > 0).all()
@@ -99,11 +100,37 @@ def test_only_what_is_written_before_a_norm_goes_through_its_gain(name, tmp_path
     bases["neurons"] = neuron_basis("neurons", 1, model, None)
     for place, basis in bases.items():
         write_logit_effects(basis, model, STRINGS, 64, tmp_path / "logit.parquet")
-        written = basis.decoder if place in ("mlp_added", "resid_mid") else gain * basis.decoder
+        decoder = basis.decoders[1]
+        written = decoder if place in ("mlp_added", "resid_mid") else gain * decoder
         expected = written @ rows.T
         table = pq.read_table(tmp_path / "logit.parquet").to_pydict()
         found = torch.tensor(table["effect"])
         torch.testing.assert_close(found, expected[table["feature"], table["token_id"]], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("site_out", MLP_OUTPUTS)
+def test_the_effect_of_a_feature_with_several_outputs_is_the_sum_over_them(site_out, tmp_path):
+    """Each output goes through the norm after its own MLP."""
+    model = load_model(tiny_architecture("gemma3_text", tmp_path / "model"), device="cpu")
+    alone = {layer: make_dictionary(model, layer=layer, site_out=site_out, seed=layer) for layer in (0, 1)}
+    first = CrossLayerDictionary(
+        **{name: getattr(alone[0], name) for name in ("W_enc", "b_enc", "b_dec", "act", "k", "threshold")},
+        W_dec=torch.stack([each.W_dec for each in alone.values()], 1),
+        outputs=(0, 1), scales=(1.0, 4.0), site_in=alone[0].site_in, site_out=site_out, layer=0,
+    )  # fmt: skip
+    basis = dictionary_basis("clt", 0, first)
+    write_logit_effects(basis, model, STRINGS, VOCABULARY, tmp_path / "logit.parquet")
+    rows = read_unembedding(model).rows
+    expected = sum(
+        ((1 + model.norm_after_mlp(layer).weight) if site_out == "mlp_out" else 1) * each.W_dec @ rows.T
+        for layer, each in alone.items()
+    )
+    table = pq.read_table(tmp_path / "logit.parquet").to_pydict()
+    found = torch.tensor(table["effect"])
+    torch.testing.assert_close(found, expected[table["feature"], table["token_id"]], atol=1e-4, rtol=1e-3)
+    # relative to the outputs' scales, times the scale of its own layer
+    norms = [each.W_dec.norm(dim=1) for each in alone.values()]
+    torch.testing.assert_close(basis.decoder_norm, (norms[0] ** 2 + (norms[1] / 4) ** 2).sqrt())
 
 
 def test_a_dictionary_of_mlp_in_has_no_direct_effect(model, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuitloom.report.graph import graph_markup, group_nodes, lay_out
+from circuitloom.report.graph import graph_markup, group_nodes, lay_out, readable_share
 
 TOKENS = ["<bos>", " was", "by\n"]
 COMMON = {"is_root": False, "layer": None, "feature": None, "influence": 0.5, "cumulative": 0.5}
@@ -124,3 +124,15 @@ def test_the_report_says_how_many_edges_are_not_drawn(tmp_path, monkeypatch) -> 
     report = write(tmp_path)
     assert len(report.page.rows["graph_edges:war"]) == 3
     assert "The 4 edges with the smallest shares are not drawn." in report.page.text
+
+
+def test_at_first_a_large_graph_shows_at_most_80_nodes_besides_those_always_shown() -> None:
+    def features(n: int) -> list[dict]:
+        return [NODES[1] | {"node": 10 + i, "cumulative": (i + 1) / 200} for i in range(n)]
+
+    # a hundredth of the influence is two features; the root, the embedding and the constant do not count
+    assert readable_share([*NODES[:1], *NODES[3:], *features(200)]) == 0.40
+    assert readable_share([*NODES[:1], *NODES[3:], *features(80)]) == 1.0
+    # no whole percentage lies between the 80th and the 81st node
+    tied = [row | {"cumulative": 0.305} for row in features(200)]
+    assert readable_share(tied) == 0.30

@@ -85,8 +85,9 @@ def test_a_feature_that_reads_one_token_is_predicted_to_fire_on_it(tmp_path):
     assert sum(len(row["tokens"]) == 1 for row in found.values()) > 10
 
 
-def test_context_means_are_mean_direct_effects_where_a_feature_fires(model):
-    dictionaries, weights = make_dictionaries(model), read_weights(model)
+@pytest.mark.parametrize("kind", ["transcoder", "cross-layer"])
+def test_context_means_are_mean_direct_effects_where_a_feature_fires(model, kind):
+    dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
     prompts = [
         LinearizedModel(capture_pass(model, weights, row), dictionaries, BOS)
         for row in make_held_out(sequences=4).token
@@ -132,8 +133,9 @@ def test_context_means_are_mean_direct_effects_where_a_feature_fires(model):
                     torch.testing.assert_close(read, embedded[0], atol=1e-4, rtol=1e-3)
 
 
-def test_restricted_scores_are_the_de_embedding(model, tmp_path):
-    dictionaries, weights = make_dictionaries(model), read_weights(model)
+@pytest.mark.parametrize("kind", ["transcoder", "cross-layer"])
+def test_restricted_scores_are_the_de_embedding(model, kind, tmp_path):
+    dictionaries, weights = make_dictionaries(model, kind), read_weights(model)
     tokens = embed_vocabulary(model, weights, dictionaries[0], VOCABULARY)
     paths = {layer: tmp_path / f"{layer}.parquet" for layer in (0, 2)}
     write_deembedding("tc", dictionaries, model, weights, tokens, STRINGS, paths, n=VOCABULARY)

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.activations.inputs import make_tokens
-from tests.attribution.inputs import load_gemma, load_tiny, make_dictionaries
+from tests.attribution.inputs import decoder_rows, load_gemma, load_tiny, make_cross_layer, make_dictionaries
 from tests.evaluation.inputs import BOS, make_held_out
-from tests.models import ARCHITECTURES, LAYERS
+from tests.models import ARCHITECTURES, D_MODEL, LAYERS
 
 from circuitloom.attribution.capture import capture_pass, read_weights
 from circuitloom.attribution.direct_effects import direct_effects, feature_targets
@@ -20,16 +20,18 @@ EVERY = {"n": 10_000, "heads": 99}
 
 
 CASES = [
-    *((name, "mlp_out", "mlp_in") for name in (*ARCHITECTURES, "gemma", "granite")),
-    ("gemma", "mlp_added", "mlp_in"),
-    ("gpt2", "mlp_out", "resid_mid"),
-    ("gemma", "mlp_added", "resid_mid"),
+    *((name, "mlp_out", "mlp_in", "transcoder") for name in (*ARCHITECTURES, "gemma", "granite")),
+    ("gemma", "mlp_added", "mlp_in", "transcoder"),
+    ("gpt2", "mlp_out", "resid_mid", "transcoder"),
+    ("gemma", "mlp_added", "resid_mid", "transcoder"),
+    *((name, "mlp_out", "mlp_in", "cross-layer") for name in (*ARCHITECTURES, "granite")),
+    ("gemma", "mlp_added", "resid_mid", "cross-layer"),
 ]
 
 
 @pytest.fixture(params=CASES, ids=" ".join)
 def case(request):
-    """Architecture, and the sites that the dictionaries reconstruct and read."""
+    """Architecture, the sites that the dictionaries reconstruct and read, and their kind."""
     return request.param
 
 
@@ -40,7 +42,7 @@ def model(case, tmp_path):
 
 @pytest.fixture
 def dictionaries(case, model):
-    return make_dictionaries(model, site_out=case[1], site_in=case[2])
+    return make_dictionaries(model, case[3], site_out=case[1], site_in=case[2])
 
 
 def make_prompts(model, dictionaries):
@@ -62,9 +64,13 @@ def edges(prompt, layer, feature, source_layer, source, head_layer, head):
     z = activations(prompt, source_layer, source)
     blocks = prompt.captured.layers
     dictionary = prompt.dictionaries[source_layer]
-    x = z[:, None] * dictionary.W_dec[source]
-    if dictionary.site_out == "mlp_out":
-        x = blocks[source_layer].norm_mlp_after.jvp(x)
+    before = layer if head_layer == DIRECT else head_layer
+    x = torch.zeros(len(z), D_MODEL)
+    for output, row in decoder_rows(dictionary, source).items():
+        if output < before:
+            written = z[:, None] * row
+            after = blocks[output].norm_mlp_after
+            x = x + (after.jvp(written) if dictionary.site_out == "mlp_out" else written)
     if head_layer != DIRECT:
         block = blocks[head_layer]
         mixed = block.pattern[head] @ (block.norm_attention.jvp(x) @ block.attention.W_V[head])
@@ -210,3 +216,11 @@ def test_saes_raise(tmp_path):
     dictionaries = make_dictionaries(model, site_in="mlp_out")
     with pytest.raises(ValueError, match="name a run of transcoders"):
         find_connections(model, read_weights(model), dictionaries, 1)
+
+
+def test_denominators_that_differ_between_outputs_raise(tmp_path):
+    model, layers = load_gemma(tmp_path), make_cross_layer().layers
+    with pytest.raises(
+        ValueError, match=r"denominators differ between layers, .* train it with site: mlp_added"
+    ):
+        find_connections(model, read_weights(model), layers, 2)

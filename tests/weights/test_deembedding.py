@@ -117,6 +117,30 @@ def test_layer0_effects_equal_the_dictionary_applied_to_the_embedding(model, tmp
         torch.testing.assert_close(effects, expected[:, feature], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "site"), [*((name, "mlp_out") for name in ALL), ("gemma", "mlp_added")]
+)
+def test_layer0_effects_across_layers_are_those_on_layers_before_the_target(model, tmp_path, site):
+    found = deembed(model, tmp_path, kind="skip cross-layer", site_out=site, act="relu", k=None)
+    layers, weights = make_dictionaries(model, "skip cross-layer", act="relu", k=None), read_weights(model)
+    norm, first = model.norm(0, model.anatomy.norm_mlp), layers[0]
+    with torch.inference_mode():
+        x = norm(embedding_rows(model, weights))
+        z = first.encode(x)
+        own = z @ first.decoder(0) + first.b_dec + x @ first.W_skip.T
+        written = {0: own, 1: z @ first.decoder(1)}
+        for output, y in written.items():
+            after = weights.blocks[output].norm_mlp_after
+            written[output] = after.gain * y if after is not None and site == "mlp_out" else y
+    for target in (1, 2):
+        y = sum(value for output, value in written.items() if output < target)
+        gain = weights.blocks[target].norm_mlp
+        expected = y @ gain.project(gain.gain * layers[target].W_enc).T
+        for feature in range(40):
+            effects = torch.from_numpy(by_token(found[target, feature, "layer0"])).float()
+            torch.testing.assert_close(effects, expected[:, feature], atol=1e-4, rtol=1e-3)
+
+
 def test_in_parallel_blocks_layer_0_fires_as_on_the_embedding_alone(tmp_path):
     """Its MLP reads no attention, and rotary positions only affect attention."""
     model = load_tiny("neox", tmp_path)

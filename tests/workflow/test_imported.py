@@ -96,3 +96,15 @@ def test_a_recognised_set_is_tested_at_its_hooks_and_scored(finished: Project, t
     folders.circuit_tracer_layer(project.folder / "set", 1, "relu", True, d=D)
     folders.circuit_tracer_layer(project.folder / "set", 0, "relu", True, d=D)
     assert imports(project, table, study=study) == 1
+
+
+def test_a_cross_layer_transcoder_is_imported_in_one_job(fresh: Project) -> None:
+    files = fresh.folder / "set"
+    folders.circuit_tracer_clt(files, LAYERS, hooks=("mlp.hook_in", "mlp.hook_out"), d=D)
+    study = fresh.config(
+        "published",
+        replace=("dictionaries",),
+        dictionaries={"theirs": {"files": str(files), "name": "published"}},
+        resources={"group_jobs": False},
+    )
+    assert imports(fresh, study=study) == 1

@@ -216,14 +216,15 @@ def dictionary_folders(runs, layers):
     return [LAYOUT.dictionary(run, layer) for run in runs for layer in layers]
 
 
-def imported_files(runs, layer):
-    """Returns the local files of imported runs at one layer: weights, and the settings next to them."""
-    layer, files = int(layer), []
+def imported_files(runs, layers):
+    """Returns the local files of imported runs at some layers: weights, and the settings next to them."""
+    files = set()
     for run in runs:
-        if run.name in STUDY.published:
-            files += STUDY.published[run.name].layers[layer].local_files()
-        else:
-            files.append(run.file(layer))
+        for layer in layers:
+            if run.name in STUDY.published:
+                files.update(STUDY.published[run.name].layers[layer].local_files())
+            else:
+                files.add(run.file(layer))
     return sorted(map(str, files))
 
 

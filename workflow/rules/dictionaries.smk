@@ -20,16 +20,16 @@ for sweep, runs in STUDY.sweeps.items():
                 f"import_{sweep}"
             input:
                 **({"validation": LAYOUT.tokens("validation")} if tested else {}),
-                files=lambda wildcards, runs=runs: possible_inputs(
-                    imported_files(runs, wildcards.layer)
+                files=lambda wildcards, runs=runs, layers=layers: possible_inputs(
+                    imported_files(runs, layers_of_job(layers, wildcards))
                 ),
                 model=LAYOUT.model,
             output:
                 [directory(folder) for folder in folders],
             log:
-                LAYOUT.log(f"import_{sweep}_layer{{layer}}"),
+                LAYOUT.log(f"import_{sweep}{of_layer(layers)}"),
             benchmark:
-                LAYOUT.benchmark(f"import_{sweep}_layer{{layer}}")
+                LAYOUT.benchmark(f"import_{sweep}{of_layer(layers)}")
             wildcard_constraints:
                 layer=r"\d+",
             threads: 1
@@ -41,9 +41,10 @@ for sweep, runs in STUDY.sweeps.items():
                     run.model_dump(mode="json", include=set(IMPORT_KEYS))
                     for run in runs
                 ],
+                layers=lambda wildcards, layers=layers: layers_of_job(layers, wildcards),
                 dtype=MODEL_DTYPE,
-                files=lambda wildcards, runs=runs: file_states(
-                    imported_files(runs, wildcards.layer)
+                files=lambda wildcards, runs=runs, layers=layers: file_states(
+                    imported_files(runs, layers_of_job(layers, wildcards))
                 ),
                 commits=[
                     commit_of(run.files, run.revision, f"dictionaries.{sweep}.files")

@@ -95,7 +95,12 @@ if not STUDY.grouped:
         benchmark:
             LAYOUT.benchmark("evaluate_together_{run}")
         wildcard_constraints:
-            run="|".join(map(re.escape, STUDY.tabulated_runs)) or "(?!)",
+            run="|".join(
+                re.escape(name)
+                for name, run in STUDY.runs.items()
+                if not run.is_cross_layer
+            )
+            or "(?!)",
         threads: split_cores(len(STUDY.layers))
         resources:
             **needs("evaluation", gpu=True),

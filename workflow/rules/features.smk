@@ -5,18 +5,12 @@ TABULATION = {
     "tokenizer": LAYOUT.tokenizer,
     "model": LAYOUT.model,
 }
-TABULATED = [*STUDY.tabulated_runs] + ([] if STUDY.features.neurons == 0 else [NEURONS])
+TABULATED = [*STUDY.runs] + ([] if STUDY.features.neurons == 0 else [NEURONS])
 TABULATION_KEYS = [key for key in section("features") if key != "neurons"]
-# cross-layer transcoders have no feature tables yet
-TABULATED_SWEEPS = {
-    sweep: runs for sweep, runs in STUDY.sweeps.items() if not runs[0].is_cross_layer
-}
-TABULATION_JOBS = (len(TABULATED_SWEEPS) + 1) * (
-    1 if STUDY.grouped else len(STUDY.layers)
-)
+TABULATION_JOBS = (len(STUDY.sweeps) + 1) * (1 if STUDY.grouped else len(STUDY.layers))
 
 
-for sweep, runs in TABULATED_SWEEPS.items():
+for sweep, runs in STUDY.sweeps.items():
     names = [run.name for run in runs]
 
     rule:

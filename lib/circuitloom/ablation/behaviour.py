@@ -15,6 +15,7 @@ from ..core.progress import progress
 from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
 from ..corpus.prompt_text import PromptText, print_notes, read_prompt
 from ..corpus.tokenizer import Tokenizer
+from ..dictionaries.cross_layer import LayerDictionary
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from .causal_effects import (
@@ -30,7 +31,7 @@ from .faithfulness import FaithfulnessCurve, faithfulness_curve, rank
 from .feature_effects import FeatureEffects, capture_resid_mid, feature_effects
 from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_metrics
 
-Runs = Mapping[str, Mapping[int, Dictionary]]
+Runs = Mapping[str, Mapping[int, LayerDictionary]]
 """Dictionaries by run and layer: runs[run][layer]."""
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Each batch is a pair of arrays [sequence, position]: token ids, and a mask of the positions to measure."""
@@ -165,7 +166,7 @@ def feature_effect_table(
     tables = []
     for source_run, sources in runs.items():
         for layer, source in sorted(sources.items()):
-            if source.site_out != "resid_mid":
+            if not isinstance(source, Dictionary) or source.site_out != "resid_mid":
                 continue
             stream = torch.cat([capture_resid_mid(model, token, where, layer) for token, where in batches])
             for target_run, targets in runs.items():

@@ -1,5 +1,6 @@
 """Effects of components on a metric: first-order estimates from gradients, and measurements by ablation."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from ..language_model.hooks import Edit, ReadingEdit, edited
 from ..language_model.model import LanguageModel
-from .components import Ablation, Basis, Part, ReplacementValues
+from .components import (
+    Ablation,
+    Basis,
+    CrossLayerComponents,
+    Gradients,
+    Part,
+    Pending,
+    ReplacementValues,
+)
 from .metrics import PromptMetric, kl_divergence, last_logits
 
 CHUNK_ELEMENTS = 2**24
@@ -199,22 +208,27 @@ def attribute_components(
 
     With `ablated`, these components are ablated in both passes. The effects of the others are estimated."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
+    pending: Pending = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         where = prompt.where.to(model.device)
         mask = torch.zeros(len(basis), dtype=torch.bool) if ablated is None else ablated
         mask = mask.to(model.device)
         for number, (part, own) in enumerate(zip(basis.parts, basis.slices, strict=True)):
             ablation = Ablation(mask[None, own], where[None])
-            leaf = _add_leaf(number, part, ablation, where, replacement[number], seen)
+            leaf = _add_leaf(number, part, ablation, where, replacement[number], seen, pending)
             stack.enter_context(edited(model, {part.site: leaf}))
         metric = prompt.metric(last_logits(model, prompt.token[None])).sum()
         leaves = [seen[number][1] for number in range(len(basis.parts))]
         # where a transcoder replaces an MLP, nothing reads the neurons of this MLP
         gradients = torch.autograd.grad(metric, leaves, allow_unused=True, materialize_grads=True)
-    parts = zip(basis.parts, range(len(basis.parts)), gradients, replacement, strict=True)
-    columns = [
-        _columns(part, seen[number][0], gradient, where, values) for part, number, gradient, values in parts
-    ]
+    of_run: dict[str | None, dict[int, Tensor]] = defaultdict(dict)
+    columns = []
+    # from the last layer on, because features write to later ones
+    for number in reversed(range(len(basis.parts))):
+        part = basis.parts[number]
+        at_sites = of_run[part.run] if isinstance(part, CrossLayerComponents) else {}
+        at_sites[part.site.layer] = gradients[number]
+        columns.insert(0, _columns(part, seen[number][0], at_sites, where, replacement[number]))
     return ComponentAttribution(*(torch.cat(parts, 1) for parts in zip(*columns, strict=True)))
 
 
@@ -225,6 +239,7 @@ def _add_leaf(
     where: Tensor,
     replacement: Tensor | None,
     seen: dict[int, tuple[Tensor, Tensor]],
+    pending: Pending,
 ) -> Edit:
     """Returns an edit that ablates and adds a leaf tensor of zeros. The edit stores (component values, leaf) in
     seen[number]."""
@@ -233,17 +248,18 @@ def _add_leaf(
     def edit(x: Tensor, y: Tensor) -> Tensor:
         leaf = torch.zeros_like(y, requires_grad=True)
         seen[number] = part.values(x, y).detach()[0], leaf
-        return part.ablate(x, y, ablation, where, values) + leaf
+        return part.ablate(x, y, ablation, where, values, pending) + leaf
 
     return ReadingEdit(part.reads, edit)
 
 
 def _columns(
-    part: Part, value: Tensor, gradient: Tensor, where: Tensor, replacement: Tensor | None
+    part: Part, value: Tensor, gradients: Gradients, where: Tensor, replacement: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (effect, active, activation) of `ComponentAttribution` for one part."""
     change = (value if replacement is None else value - replacement) * where[:, None]
-    effect = change * part.pull_gradient(gradient[0])
+    own = {layer: gradients[layer][0] for layer in part.outputs}
+    effect = change * part.pull_gradient(own)
     shape = (part.width, part.size)
     grouped = value.unflatten(1, shape)
     activation = grouped[..., 0] if part.size == 1 else torch.linalg.vector_norm(grouped, dim=-1)

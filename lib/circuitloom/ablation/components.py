@@ -10,11 +10,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..dictionaries.cross_layer import LayerDictionary, require_one_output
+from ..dictionaries.cross_layer import (
+    CrossLayerDictionary,
+    CrossLayerTranscoder,
+    LayerDictionary,
+    add_by_layer,
+)
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
 from ..language_model.residual import input_width
+
+Gradients = Mapping[int, Float[Tensor, "*batch d_out"]]
+"""Gradients with respect to the values of a site's name, by layer."""
+Pending = dict[int, Float[Tensor, "pass position d_out"]]
+"""What features change in the outputs of later layers of a running pass, by layer."""
 
 
 class Ablation(NamedTuple):
@@ -71,8 +81,14 @@ class FeatureComponents:
         """
         return self.dictionary.encode(self.dictionary.encoder_input(x, y))
 
-    def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Convert a gradient with respect to the site's value to a gradient with respect to the activations."""
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Layers whose values of the site's name the features write to."""
+        return (self.dictionary.layer,)
+
+    def pull_gradient(self, gradients: Gradients) -> Float[Tensor, "*batch value"]:
+        """Convert gradients with respect to the values of `outputs` to one with respect to the activations."""
+        gradient = gradients[self.dictionary.layer]
         return gradient.to(self.dictionary.W_dec.dtype) @ self.dictionary.W_dec.T
 
     def ablate(
@@ -82,10 +98,12 @@ class FeatureComponents:
         ablation: Ablation,
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
+        pending: Pending,
     ) -> Float[Tensor, "pass position d_out"]:
         """Returns the site's value y with features ablated.
 
-        x and y are defined as in `values`. `replacement` holds the values of ablated features: one row per position, or
+        x and y are defined as in `values`. `pending` is for features that write to several layers, and not used here.
+        `replacement` holds the values of ablated features: one row per position, or
         one row for all positions. If `replacement` is None, ablated features are set to zero. `where` marks the
         positions that may be ablated. If `keep_error` is False, the reconstruction replaces y at the positions in
         `where`.
@@ -112,6 +130,117 @@ class FeatureComponents:
 
 
 @dataclass(frozen=True)
+class CrossLayerComponents:
+    """Features of a cross-layer transcoder that read one layer.
+
+    Ablating feature i changes the outputs y_m of all its layers m to y_m - z_i W_dec[i, m]. z_i is the activation in
+    the ablated pass.
+    """
+
+    run: str
+    transcoder: CrossLayerTranscoder
+    layer: int
+    keep_error: bool = True
+    """If False, the reconstructions replace the outputs of all layers, even without ablation. A basis has the
+    components of all layers then."""
+    kind: str = "feature"
+    size: int = 1
+    """Number of values per component."""
+
+    @property
+    def dictionary(self) -> CrossLayerDictionary:
+        """The features."""
+        return self.transcoder.layers[self.layer]
+
+    @property
+    def site(self) -> Site:
+        """The MLP's output of the layer that the features read, which they write to as well."""
+        return Site(self.dictionary.site_out, self.layer)
+
+    @property
+    def reads(self) -> str:
+        """Name of the site that the features read."""
+        return self.dictionary.site_in
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self.dictionary.width
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Layers whose values of the site's name the features write to."""
+        return self.dictionary.outputs
+
+    def values(
+        self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch value"]:
+        """Returns the activations of all features. x is the value of the site that they read."""
+        return self.dictionary.encode(x.to(self.dictionary.W_enc.dtype))
+
+    def pull_gradient(self, gradients: Gradients) -> Float[Tensor, "*batch value"]:
+        """Convert gradients with respect to the values of `outputs` to one with respect to the activations."""
+        dictionary = self.dictionary
+        wide = torch.cat([gradients[output] for output in dictionary.outputs], -1)
+        return wide.to(dictionary.W_dec.dtype) @ dictionary.W_dec.flatten(1).T
+
+    def ablate(
+        self,
+        x: Float[Tensor, "pass position d_in"],
+        y: Float[Tensor, "pass position d_out"],
+        ablation: Ablation,
+        where: Bool[Tensor, " position"],
+        replacement: Float[Tensor, "row value"] | None,
+        pending: Pending,
+    ) -> Float[Tensor, "pass position d_out"]:
+        """Returns y of this layer with the features of all layers so far ablated. The other arguments are those of
+        `FeatureComponents.ablate`.
+
+        `pending` has what these features change in the outputs of this layer and later ones, in the running pass. The
+        changes by the features of this layer are added. If `keep_error` is False, `pending` has all that the features
+        write, and y_hat replaces y at the positions in `where`.
+        """
+        if self.layer == self.transcoder.first.layer:
+            pending.clear()
+        ablated, at = ablation
+        changed = at & ablated.any(1)[:, None] if self.keep_error else where.expand(len(y), -1)
+        place = changed.nonzero(as_tuple=True)
+        if len(place[0]):
+            written = self._written(x[place], place, ablation, replacement)
+            for output, vector in written.items():
+                before = pending.get(output)
+                empty = vector.new_zeros(*y.shape[:2], vector.shape[-1]) if before is None else before
+                pending[output] = empty.index_put(place, vector, accumulate=True)
+        complete = pending.pop(self.layer, None)
+        if complete is None:
+            return y
+        if self.keep_error:
+            return y + complete.to(y.dtype)
+        y_hat = self.dictionary.add_bias(complete[place], x[place].to(self.dictionary.W_enc.dtype))
+        return y.index_put(place, y_hat.to(y.dtype))
+
+    def _written(
+        self,
+        x: Float[Tensor, "entry d_in"],
+        place: tuple[Int[Tensor, " entry"], ...],
+        ablation: Ablation,
+        replacement: Float[Tensor, "row value"] | None,
+    ) -> dict[int, Float[Tensor, "entry d_out"]]:
+        """Returns what ablation adds to each output at some places (pass, position), or, if `keep_error` is False, all
+        that the features write there."""
+        (ablated, at), (number, position) = ablation, place
+        here = at[place]
+        token, feature, value = self.dictionary.encode_sparse(x.to(self.dictionary.W_enc.dtype))
+        removed = here[token] & ablated[number[token], feature]
+        kept, sign = (removed, -1) if self.keep_error else (~removed, 1)
+        written = self.dictionary.write_sparse(token[kept], feature[kept], sign * value[kept], len(x))
+        if replacement is not None:
+            rows = replacement if len(replacement) == 1 else replacement[position]
+            add_by_layer(written, self.dictionary.write(ablated[number] * rows * here[:, None]))
+        return written
+
+
+@dataclass(frozen=True)
 class UnitComponents:
     """Attention heads (slices of the input of W_O) or MLP neurons (elements of the input of W_out) of a layer."""
 
@@ -135,9 +264,14 @@ class UnitComponents:
         """Returns y, the input of W_O or W_out."""
         return y
 
-    def pull_gradient(self, gradient: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch value"]:
-        """Returns the gradient unchanged, because the site holds the components' values."""
-        return gradient
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The layer of the site."""
+        return (self.site.layer,)
+
+    def pull_gradient(self, gradients: Gradients) -> Float[Tensor, "*batch value"]:
+        """Returns the gradient at the site unchanged, because the site holds the components' values."""
+        return gradients[self.site.layer]
 
     def ablate(
         self,
@@ -146,13 +280,14 @@ class UnitComponents:
         ablation: Ablation,
         where: Bool[Tensor, " position"],
         replacement: Float[Tensor, "row value"] | None,
+        pending: Pending,
     ) -> Float[Tensor, "pass position d_out"]:
-        """Returns y with components ablated (see `FeatureComponents.ablate`). x and `where` are not used."""
+        """Returns y with components ablated (see `FeatureComponents.ablate`). x, `where` and `pending` are not used."""
         ablated = ablation.ablated.repeat_interleave(self.size, 1)[:, None] & ablation.at[..., None]
         return torch.where(ablated, y.new_zeros(()) if replacement is None else replacement.to(y.dtype), y)
 
 
-Part = FeatureComponents | UnitComponents
+Part = FeatureComponents | CrossLayerComponents | UnitComponents
 """All components of one kind at one site."""
 
 
@@ -197,11 +332,18 @@ class Basis:
 
         Ablating a feature removes its activation in pass n. This activation responds to ablations in earlier layers.
         """
+        pending: Pending = {}
+        # features of earlier layers change the outputs of later ones, whose own features may all stay
+        crossing = any(
+            isinstance(part, CrossLayerComponents) and bool(ablation.ablated[:, own].any())
+            for part, own in zip(self.parts, self.slices, strict=True)
+        )
         with ExitStack() as stack:
             for part, own, values in zip(self.parts, self.slices, replacement, strict=True):
                 ablated = ablation.ablated[:, own]
-                if ablated.any() or (isinstance(part, FeatureComponents) and not part.keep_error):
-                    edit = _ablation_edit(part, Ablation(ablated, ablation.at), where, values)
+                replaced = not isinstance(part, UnitComponents) and not part.keep_error
+                if ablated.any() or replaced or (crossing and isinstance(part, CrossLayerComponents)):
+                    edit = _ablation_edit(part, Ablation(ablated, ablation.at), where, values, pending)
                     stack.enter_context(edited(model, {part.site: edit}))
             yield
 
@@ -210,9 +352,11 @@ ReplacementValues = Sequence[Tensor | None]
 """The argument `replacement` of `FeatureComponents.ablate` for each part of a basis."""
 
 
-def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None) -> Edit:
+def _ablation_edit(
+    part: Part, ablation: Ablation, where: Tensor, replacement: Tensor | None, pending: Pending
+) -> Edit:
     def edit(x: Tensor, y: Tensor) -> Tensor:
-        return part.ablate(x, y, ablation, where, replacement)
+        return part.ablate(x, y, ablation, where, replacement, pending)
 
     return ReadingEdit(part.reads, edit)
 
@@ -220,11 +364,19 @@ def _ablation_edit(part: Part, ablation: Ablation, where: Tensor, replacement: T
 def feature_basis(run: str, dictionaries: Mapping[int, LayerDictionary], keep_error: bool = True) -> Basis:
     """Returns a basis of the features of a run.
 
-    Raises ValueError if a dictionary is neither an SAE nor a transcoder of one layer.
+    Raises ValueError if a dictionary is neither an SAE nor a transcoder, or if layers of a cross-layer transcoder are
+    missing.
     """
     name = run if keep_error else f"{run}, no error"
-    user = f"a basis of the features of run {run}"
-    alone = [require_one_output(dictionaries[layer], user) for layer in sorted(dictionaries)]
+    alone = [each for each in dictionaries.values() if isinstance(each, Dictionary)]
+    across = [each for each in dictionaries.values() if not isinstance(each, Dictionary)]
+    if across:
+        transcoder = CrossLayerTranscoder(across)
+        return Basis(
+            name,
+            tuple(CrossLayerComponents(run, transcoder, layer, keep_error) for layer in transcoder.layers),
+        )
+    alone.sort(key=lambda each: each.layer)
     return Basis(name, tuple(FeatureComponents(run, dictionary, keep_error) for dictionary in alone))
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config.activations import MLP_OUTPUTS
+from ..dictionaries.cross_layer import LayerDictionary
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.hooks import Site, capture, find_module
 from ..language_model.model import LanguageModel
@@ -63,7 +64,7 @@ def capture_resid_mid(
 def feature_effects(
     model: LanguageModel,
     source: Dictionary,
-    target: Dictionary,
+    target: LayerDictionary,
     stream: Float[Tensor, "token d"],
     per_source: int | None = None,
     most: int | None = None,
@@ -103,7 +104,7 @@ def feature_effects(
 class _Layer:
     """Norm and MLP between resid_mid and the target dictionary."""
 
-    def __init__(self, model: LanguageModel, source: Dictionary, target: Dictionary) -> None:
+    def __init__(self, model: LanguageModel, source: Dictionary, target: LayerDictionary) -> None:
         self.source, self.target = source, target
         # raises if the model has no resid_mid
         find_module(model, Site("resid_mid", source.layer))
@@ -150,7 +151,7 @@ class _Layer:
 
 
 def _encode_sparse(
-    dictionary: Dictionary, stream: Tensor, to_input: Callable[[Tensor], Tensor]
+    dictionary: LayerDictionary, stream: Tensor, to_input: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode `to_input(stream)` with `Dictionary.encode_sparse`, in chunks of tokens."""
     parts = []
@@ -162,7 +163,7 @@ def _encode_sparse(
     return token, feature, value
 
 
-def _check(source: Dictionary, target: Dictionary) -> None:
+def _check(source: Dictionary, target: LayerDictionary) -> None:
     if (source.site_in, source.site_out) != ("resid_mid", "resid_mid"):
         raise ValueError(
             f"the sources are features from {source.site_in} to {source.site_out}; name a run of SAEs on resid_mid"

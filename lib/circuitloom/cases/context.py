@@ -11,8 +11,7 @@ from pathlib import Path
 from ..attribution.tracer import Tracer
 from ..config.cases.base import Slots, slots_of
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
-from ..dictionaries.cross_layer import LayerDictionary, load_layers, require_one_output
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import LayerDictionary, load_layers
 from ..language_model.model import LanguageModel, load_model
 
 FINDING, TESTING = "finding", "testing"
@@ -28,7 +27,7 @@ class CaseContext:
     model: LanguageModel
     tokenizer: Tokenizer
     runs: Mapping[str, Mapping[int, LayerDictionary]]
-    """Dictionaries by run and layer. The first run has the transcoders under study."""
+    """Dictionaries by run and layer. The first run has the transcoders, or the cross-layer transcoder, under study."""
     context_length: int
     """Maximum number of tokens per prompt."""
 
@@ -38,15 +37,13 @@ class CaseContext:
         return next(iter(self.runs))
 
     @property
-    def transcoders(self) -> Mapping[int, Dictionary]:
-        """Transcoders under study, by layer. Raises ValueError if the run is a cross-layer transcoder."""
-        return {
-            layer: require_one_output(each, "this case study") for layer, each in self.runs[self.run].items()
-        }
+    def transcoders(self) -> Mapping[int, LayerDictionary]:
+        """Transcoders under study, by layer."""
+        return self.runs[self.run]
 
     def tracer(self) -> Tracer:
         """Returns a tracer with the transcoders under study."""
-        return Tracer(self.model, self.tokenizer, self.run, self.runs[self.run], self.context_length)
+        return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context_length)
 
 
 def open_context(
@@ -55,10 +52,10 @@ def open_context(
     """Load model, tokenizer and dictionaries in `dtype`. `folders` has one folder RUN/layerL per dictionary. Raises
     ValueError if a file is missing or damaged."""
     loaded = load_model(model, dtype)
-    by_run: dict[str, list[Path]] = {run: [] for run in runs}
+    of_run: dict[str, list[Path]] = {run: [] for run in runs}
     for folder in map(Path, folders):
-        by_run[folder.parent.name].append(folder)
-    dictionaries = {run: load_layers(own, loaded.device, dtype) for run, own in by_run.items()}
+        of_run[folder.parent.name].append(folder)
+    dictionaries = {run: load_layers(own, loaded.device, dtype) for run, own in of_run.items()}
     return CaseContext(loaded, load_tokenizer(tokenizer), dictionaries, context_length)
 
 

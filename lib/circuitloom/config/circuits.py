@@ -248,8 +248,8 @@ class Circuits(Section):
     """Traced prompts (attribution graphs through transcoder features), behaviours, and the analysis of weights."""
 
     run: str | None = None
-    """Run of transcoders to trace through. With null, it is the first run of transcoders. If there is none, prompts are
-    traced through the first cross-layer transcoder."""
+    """Run of transcoders, or cross-layer transcoder, for prompts, behaviours, case studies and the analysis of weights.
+    With null, it is the first run of transcoders, or without one the first cross-layer transcoder."""
     prompts: Annotated[dict[str, Prompt], AfterValidator(_check_names)] = {}
     """Prompts by name. Each prompt is traced."""
     behaviours: Annotated[dict[str, Behaviour], AfterValidator(_check_names)] = {}

@@ -48,6 +48,9 @@ class Training(Section):
     """Width of the rectangle kernel of jumprelu, in units of the normalized pre-activation."""
     initial_threshold: NonNegativeFloat = 0.05
     """Initial threshold of jumprelu, in units of the normalized pre-activation."""
+    initial_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fraction of the tokens on which each feature is active at the start, under relu and jumprelu. Biases are set to
+    reach it on cached tokens. With null, all pre-activations are 0 at the mean input."""
     skip: bool = False
     """Whether to add a linear path from input to output (skip transcoder). In a cross-layer transcoder, each layer has
     one, from its input to its own output."""
@@ -64,6 +67,9 @@ class Training(Section):
     """Coefficient of the auxiliary loss AuxK, which revives dead features. Only topk and batchtopk use AuxK."""
     dead_tokens: PositiveInt = 250_000
     """A feature that has not fired for this number of tokens is dead."""
+    pre_activation: NonNegativeFloat = 0.0
+    """Coefficient of the pre-activation loss, which revives dead features under relu and jumprelu: it raises their
+    pre-activations until they fire."""
     tokens: PositiveInt = 4_000_000
     """Number of training tokens. If the cache has fewer tokens, training takes several epochs."""
     batch: PositiveInt = 4096
@@ -103,6 +109,15 @@ class Training(Section):
             raise ValueError("warmup and decay together exceed 1; lower one")
         if self.loss == "paper" and self.act != "relu":
             raise ValueError(f"loss: paper is defined for act: relu, not {self.act}; change one")
+        if self.act in ("topk", "batchtopk") and (self.initial_rate is not None or self.pre_activation):
+            raise ValueError(
+                f"initial_rate and pre_activation are for relu and jumprelu; act: {self.act} has its rate from k and "
+                "revives features by aux; remove them"
+            )
+        if self.loss == "paper" and (self.initial_rate is not None or self.pre_activation):
+            raise ValueError(
+                "loss: paper has its own initial weights and terms; remove initial_rate and pre_activation"
+            )
         return self
 
     @model_validator(mode="after")
@@ -208,18 +223,12 @@ class Run(Training):
                     "set kind: clt"
                 )
             return self
-        if self.imported:
-            raise ValueError(
-                "cross-layer transcoders cannot be imported yet; remove `files`, or set kind: transcoder"
-            )
         if self.loss == "paper":
             raise ValueError("loss: paper is defined for transcoders of one layer; remove it for kind: clt")
         if self.budget == "all" and self.act != "batchtopk":
             raise ValueError(
                 f"budget: all shares the k of act: batchtopk among layers, and act is {self.act}; change one"
             )
-        if self.processes > 1:
-            raise ValueError("cross-layer transcoders are trained in one process; set processes: 1")
         return self
 
     @model_validator(mode="after")
@@ -271,6 +280,13 @@ def output_layers(layers: Iterable[int], layer: int, reach: int | None) -> list[
     of `reach`. None means all."""
     farthest = math.inf if reach is None else layer + reach
     return [other for other in sorted(layers) if layer <= other <= farthest]
+
+
+def stated_keys(run: Run) -> dict[str, Any]:
+    """Returns the keys of an imported run that choose among several dictionaries of a layer."""
+    keys = {"kind": run.kind, "site": run.site, "act": run.act, "width": run.width, "skip": run.skip}
+    keys |= {} if run.kind == "sae" else {"reads": run.reads}
+    return keys | ({"k": run.k} if run.act in ("topk", "batchtopk") else {})
 
 
 def run_name(run: Run, shared: dict[str, Any]) -> str:

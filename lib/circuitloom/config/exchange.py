@@ -12,10 +12,11 @@ class Exchange(Section):
     exported unless `formats` is set."""
 
     formats: list[DictionaryFormat] = []
-    """Formats. `circuit-tracer`: transcoders of all layers from 0. `saelens`: all but topk transcoders and SAEs with a
+    """Formats. `circuit-tracer`: transcoders of all layers from 0, and cross-layer
+    transcoders without skip, but not topk. `saelens`: all but topk transcoders and SAEs with a
     skip. `sparsify`: topk."""
     runs: list[str] | None = None
-    """Names of the exported runs. With null, every run is exported, except cross-layer transcoders."""
+    """Names of the exported runs. With null, every run is exported."""
     license: str | None = None
     """Licence on the card, as the hub's identifier, such as `mit`. With null, the card says that it is unknown, and
     `circuitloom push` refuses the folder."""
@@ -26,6 +27,12 @@ class Exchange(Section):
 
 def refusal(format_name: str, run: Run, layers: Sequence[int]) -> str | None:
     """Returns why a format cannot represent a run, with the remedy, or None if it can as far as the config says."""
+    if run.is_cross_layer:
+        return _cross_layer_refusal(format_name, run)
+    return _refusal(format_name, run, layers)
+
+
+def _refusal(format_name: str, run: Run, layers: Sequence[int]) -> str | None:
     topk, sae = run.act == "topk", run.kind == "sae"
     if format_name == "circuit-tracer":
         if sae:
@@ -40,3 +47,16 @@ def refusal(format_name: str, run: Run, layers: Sequence[int]) -> str | None:
     if format_name == "sparsify" and not topk:
         return f"sparsify has topk only, and {run.name} is {run.act}; name other runs"
     return None
+
+
+def _cross_layer_refusal(format_name: str, run: Run) -> str | None:
+    name = f"{run.name} is a cross-layer transcoder"
+    if format_name != "circuit-tracer":
+        return f"{format_name} has no cross-layer transcoders, and {name}; name other runs, or use circuit-tracer"
+    if run.act != "topk" and not run.skip:
+        return None
+    what = "of topk" if run.act == "topk" else "with skip"
+    return (
+        f"circuit-tracer's cross-layer transcoders have relu or thresholds and no skip, and {name} {what}; name other "
+        "runs"
+    )

@@ -34,11 +34,12 @@ class ExportFormat:
 EXPORT_FORMATS: dict[str, ExportFormat] = {
     "circuit-tracer": ExportFormat(
         "dictionaries",
-        "a transcoder set",
-        "`config.yaml`, `layer_L.safetensors`",
+        "a transcoder set, or a cross-layer transcoder",
+        "`config.yaml`, `layer_L.safetensors`; cross-layer: `W_enc_L.safetensors`, `W_dec_L.safetensors`",
         "circuit-tracer 0.5.0; sets of topk: versions after pull request 94",
         DICTIONARY_OPTIONS,
-        "transcoders of all layers from 0, of equal width: relu, thresholds, topk with one k; with or without skip",
+        "transcoders of all layers from 0, of equal width: relu, thresholds, topk with one k; with or without skip. "
+        "Cross-layer transcoders of all layers: relu, thresholds; without skip",
     ),
     "saelens": ExportFormat(
         "dictionaries",

@@ -24,7 +24,13 @@ _BY_HOOK = {hook.partition("{layer}.")[2]: site for site, hook in HOOKS.items()}
     # TransformerLens reads this hook before the norm
     "hook_mlp_in": "resid_mid",
 }
+ATTENTION_MODULES = ("self_attn", "attn", "attention", "self_attention", "attn.attention")
+"""Names of attention in the blocks of Hugging Face models. Its output is what is added to the residual stream, unless
+the model applies a norm or a factor to it first."""
+_HEADS = re.compile(rf"attn\.hook_z|(?:{'|'.join(map(re.escape, ATTENTION_MODULES))})\.\w+\.input")
+"""Hooks of the outputs of all heads: the input of attention's projection W_O."""
 _BY_MODULE = {
+    **{f"{name}.output": "attn_added" for name in ATTENTION_MODULES},
     "pre_feedforward_layernorm.output": "mlp_in",
     "mlp.input": "mlp_in",
     "mlp.output": "mlp_out",
@@ -32,8 +38,8 @@ _BY_MODULE = {
     "input": "resid_pre",
     "output": "resid_post",
 }
-"""Maps a part of a block of Gemma, as Gemma Scope 2 names it, to its site. `resid_post` is `resid_pre` of the next
-layer."""
+"""Maps a part of a block to its site: modules, and norms of Gemma as Gemma Scope 2 names them. `resid_post` is
+`resid_pre` of the next layer."""
 _MODULE = re.compile(r"(?:\w+\.)*?(?:layers|h|blocks)\.(\d+)\.(.+)")
 
 
@@ -51,6 +57,9 @@ class HookedSite:
     """Layer of the site. None if the hook's name contains no layer."""
     bare_norm: bool = False
     """Whether the value is the norm's output before its gain and bias, instead of the site's value."""
+    attention_output: bool = False
+    """Whether the value is the output of the attention module, which is the site's value only in models without a norm
+    or factor after attention."""
 
 
 def site_of_hook(hook: str, layer: int | None = None) -> HookedSite:
@@ -70,10 +79,11 @@ def site_of_hook(hook: str, layer: int | None = None) -> HookedSite:
     site = _BY_MODULE.get(part) if module else "resid_post" if part == RESID_POST else None
     if site is None:
         known = ", ".join((*sorted(_BY_HOOK), RESID_POST))
-        raise ValueError(f"there is no site for the hook {hook}; hooks with a site are {known}")
+        what = ", the outputs of the heads before W_O" if _HEADS.fullmatch(part) else ""
+        raise ValueError(f"there is no site for the hook {hook}{what}; hooks with a site are {known}")
     if site == "resid_post":
         return HookedSite("resid_pre", None if layer is None else layer + 1)
-    return HookedSite(site, layer)
+    return HookedSite(site, layer, attention_output=site == "attn_added")
 
 
 def hook_of_site(site: str, layer: int) -> str:

@@ -3,14 +3,15 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..core.hub import hub_commit, is_hub_name
 from ..core.tensor_headers import NPZ
+from .published_cross_layer import CROSS_LAYER_FILES, DESCRIBE_CROSS_LAYER, check_cross_layer
 from .published_files import FileReference, FoundFiles, HubFiles, LocalFiles, find_files, parse_uri
-from .published_layer import CROSS_LAYER, DictionaryFiles, Headers, PublishedLayer, describe
+from .published_layer import DictionaryFiles, Headers, PublishedLayer, describe
 
 Format = Literal[
     "circuit_tracer", "gemma_scope", "saelens", "sparsify", "dictionary_learning", "transcoder_circuits"
@@ -26,7 +27,6 @@ WEIGHTS = {
 }
 """Maps the name of a file of weights to its format, and to the file of settings next to it."""
 _LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
-_CROSS_LAYER_FILE = re.compile(r"(W_enc_\d+|params_layer_\d+)\.safetensors")
 _EQUAL = ("kind", "site_in", "site_out", "act", "k", "width", "d_in", "d_out", "skip")
 """What all layers of a run have in common."""
 
@@ -59,7 +59,7 @@ class PublishedSet:
             keys["k"] = first.k
         if first.kind is not None:
             keys |= {"kind": first.kind, "site": first.site_out}
-        if first.kind == "transcoder":
+        if first.kind in ("transcoder", "clt"):
             keys["reads"] = first.site_in
         return keys
 
@@ -75,6 +75,12 @@ class PublishedSet:
             raise ValueError(
                 f"{self.source}: dictionaries of d={sizes}{model}; the study's model has d={d}: name the files of "
                 "this model"
+            )
+        if first.kind == "clt" and (set(wanted) != set(self.layers) or len(self.layers) > layers):
+            raise ValueError(
+                f"{self.source}: a cross-layer transcoder of layers 0 to {max(self.layers)}, whose features write to "
+                f"all later layers, and the model has {layers}; set activations.layers to {sorted(self.layers)}, or "
+                "name the files of this model"
             )
         usable = [layer for layer in sorted(self.layers) if layer < layers]
         missing = sorted(set(wanted) - set(usable))
@@ -116,9 +122,6 @@ def recognise(
     found = find_files(files, subfolder, revision, is_hub, key)
     where = str(found.files)
     units = list(_dictionaries(found, format, key))
-    cross_layer = [name for name in found.names if _CROSS_LAYER_FILE.fullmatch(name.rpartition("/")[2])]
-    if not units and cross_layer:
-        raise ValueError(f"{key}: {found.reference(cross_layer[0])} is {CROSS_LAYER}")
     if not units:
         some = ", ".join(found.names[:3]) or "no file"
         raise ValueError(
@@ -130,6 +133,7 @@ def recognise(
         raise ValueError(f"{key}: {next(iter(refused.values()))}")
     layers = _one_per_layer(described, stated or {}, key)
     _check_equal(layers, key)
+    check_cross_layer(layers, refused, key)
     return PublishedSet(where, layers, refused)
 
 
@@ -165,23 +169,35 @@ def _dictionaries(
             )
         elif format == "circuit_tracer" and (numbered := _LAYER_FILE.fullmatch(last)):
             yield "circuit_tracer", _layer_file(found.reference(name), int(numbered[1]))
+    for name, cross_layer in CROSS_LAYER_FILES.items():
+        if format in (None, name):
+            yield from ((name, files) for files in cross_layer(found, key))
 
 
 def _circuit_tracer_set(found: FoundFiles, config: str, key: str) -> Iterator[tuple[str, DictionaryFiles]]:
     """Yields the files of each layer of a set of circuit-tracer: those that its config lists, or layer_N.safetensors
-    next to it."""
+    next to it (of a cross-layer transcoder, W_enc_N.safetensors and W_dec_N.safetensors)."""
     reference = found.reference(config)
     settings = reference.settings()
     kind = settings.get("model_kind", "transcoder_set")
-    if kind == "cross_layer_transcoder":
-        raise ValueError(f"{key}: {reference} describes {CROSS_LAYER}")
-    if kind != "transcoder_set":
-        raise ValueError(f"{key}: {reference} states model_kind: {kind}; transcoder_set is supported")
+    is_cross_layer = kind == "cross_layer_transcoder"
+    if kind != "transcoder_set" and not is_cross_layer:
+        raise ValueError(
+            f"{key}: {reference} states model_kind: {kind}; transcoder_set and cross_layer_transcoder are supported"
+        )
     folder = config.rpartition("/")[0]
     if "transcoders" in settings:
         for layer, path in enumerate(settings["transcoders"]):
             file = _listed(found, folder, str(path), key)
-            yield _listed_format(file), _layer_file(file, layer, reference, settings)
+            files = _layer_file(file, layer, reference, settings)
+            # circuit-tracer lists files of cross-layer transcoders in Gemma Scope's format only
+            format = "gemma_scope" if is_cross_layer else _listed_format(file)
+            yield format, replace(files, is_cross_layer=is_cross_layer)
+        return
+    if is_cross_layer:
+        for files in CROSS_LAYER_FILES["circuit_tracer"](found, key, folder):
+            shared = _layer_file(files.weights, files.layer, reference, settings)
+            yield "circuit_tracer", replace(shared, is_cross_layer=True, decoders=files.decoders)
         return
     for name in found.names:
         inside, _, last = name.rpartition("/")
@@ -213,7 +229,7 @@ def _listed_format(file: FileReference) -> str:
 
 def _layer_file(
     file: FileReference,
-    layer: int,
+    layer: int | None,
     config: FileReference | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> DictionaryFiles:
@@ -247,9 +263,12 @@ def _describe(
             # torch files have no header
             if format != "dictionary_learning":
                 here = files.weights.files.is_here(files.weights.name)
-                headers = files.weights.headers() if here or remote is None else remote
+                # layers of a cross-layer transcoder differ in their numbers of outputs
+                shared = None if here or files.is_cross_layer else remote
+                headers = files.weights.headers() if shared is None else shared
                 remote = remote if here else headers
-            described.append(describe(files, format, headers))
+            describer = DESCRIBE_CROSS_LAYER[format] if files.is_cross_layer else None
+            described.append(describe(files, format, headers, describer))
         except ValueError as error:
             refused[str(files.weights)] = str(error)
     return described, refused

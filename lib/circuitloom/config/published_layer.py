@@ -6,7 +6,7 @@ dictionary_learning 0.1 (`dictionary.py`, `trainers/`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ Act = Literal["relu", "topk", "batchtopk", "jumprelu"]
 Headers = Mapping[str, ArrayHeader]
 NORM_FACTOR = "norm_scaling_factor"
 """Key of the factor by which SAELens multiplies activations before the encoder."""
-CROSS_LAYER = "a cross-layer transcoder, which is not supported yet; name a set of per-layer transcoders"
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,29 @@ class PublishedLayer:
     site_out: str | None
     bare_norm: bool
     """Whether the dictionary reads the norm's output before the norm's gain and bias. An SAE then also writes it."""
+    attention_output: bool
+    """Whether the dictionary is one of the attention module's output, which a model may change before it is added."""
     settings: Mapping[str, Any]
     """Settings that the reader of the format needs."""
     model_name: str | None
+    outputs: int | None = None
+    """Number of layers that the features write to, the layer itself and those after it. None unless this is a layer of
+    a cross-layer transcoder."""
+    decoders: FileReference | None = None
+    """File with the decoders, if `weights` does not have them."""
 
     @property
     def kind(self) -> str | None:
-        """`transcoder` or `sae`. None if the files do not say."""
+        """`transcoder`, `sae` or `clt`. None if the files do not say."""
+        if self.outputs is not None:
+            return "clt"
         if self.site_in is None:
             return None
         return "sae" if self.site_in == self.site_out else "transcoder"
 
     def local_files(self) -> list[Path]:
         """Returns the files of weights and settings that are in a local folder."""
-        files = [self.weights, *([] if self.config is None else [self.config])]
+        files = [file for file in (self.weights, self.decoders, self.config) if file is not None]
         return [file.local for file in files if file.local is not None]
 
 
@@ -83,21 +91,33 @@ class DictionaryFiles:
     """File with the settings of a set."""
     set_settings: Mapping[str, Any] | None = None
     """Settings of the set."""
+    is_cross_layer: bool = False
+    """Whether this is a layer of a cross-layer transcoder."""
+    decoders: FileReference | None = None
+    """File with the decoders, if `weights` does not have them."""
 
 
-def describe(files: DictionaryFiles, format: str, headers: Headers) -> PublishedLayer:
-    """Returns the description of one dictionary. `headers` are those of its weights.
+Describer = Callable[[DictionaryFiles, Mapping[str, Any], Headers], dict[str, Any]]
+"""Function (files, settings, headers of the weights) that returns fields of `PublishedLayer`, and `hooks`."""
+
+
+def describe(
+    files: DictionaryFiles, format: str, headers: Headers, describer: Describer | None = None
+) -> PublishedLayer:
+    """Returns the description of one dictionary. `headers` are those of its weights. By default, `describer` is that of
+    the format's dictionaries of one layer.
 
     Raises ValueError if this project cannot represent the dictionary.
     """
     settings = files.config.settings() if files.config else {}
     try:
-        parts = DESCRIBE[format](files, settings, headers)
+        parts = (describer or DESCRIBE[format])(files, settings, headers)
         hooks = parts.pop("hooks")
         found = _sites(hooks, files, parts.pop("stated_layer", None))
         layer = PublishedLayer(
             weights=files.weights,
             config=files.config or files.set_config,
+            decoders=files.decoders,
             format=format,
             **(_DEFAULTS | parts | found),
         )
@@ -118,12 +138,17 @@ _DEFAULTS: dict[str, Any] = {"k": None, "l0": None, "skip": False, "settings": {
 def _check(layer: PublishedLayer) -> None:
     if layer.k is not None and not 0 < layer.k <= layer.width:
         raise ValueError(f"it states k={layer.k} for {layer.width} features; download it again")
-    if layer.kind == "transcoder" and (
+    if layer.kind in ("transcoder", "clt") and (
         layer.site_in not in ("mlp_in", "resid_mid") or layer.site_out not in MLP_OUTPUTS
     ):
         raise ValueError(
             f"it maps {layer.hook_in} to {layer.hook_out}, and a transcoder here maps mlp_in or resid_mid to "
             f"{' or '.join(MLP_OUTPUTS)}"
+        )
+    if layer.kind == "clt" and layer.bare_norm:
+        raise ValueError(
+            f"it reads {layer.hook_in}, the norm's output without gain, which only dictionaries of one layer may; name "
+            "another cross-layer transcoder"
         )
     if layer.kind == "sae" and layer.skip:
         raise ValueError(
@@ -134,9 +159,13 @@ def _check(layer: PublishedLayer) -> None:
 def _sites(hooks: tuple[str, str] | None, files: DictionaryFiles, stated: int | None) -> dict[str, Any]:
     """Returns hooks, sites and layer of a dictionary. `stated` is the layer in its settings, if they have no hook."""
     hint = _layer_in(files.place) if files.layer is None else files.layer
+    if hooks is not None and hooks[1].endswith(".post_attention_layernorm.output"):
+        # in Llama it is the norm before the MLP, in Gemma the norm of what attention adds
+        hooks, stated = None, _layer_in(hooks[1])
     if hooks is None:
         unknown = dict.fromkeys(("hook_in", "hook_out", "site_in", "site_out"))
-        return {"layer": _known(hint if stated is None else stated), "bare_norm": False, **unknown}
+        layer = _known(hint if stated is None else stated)
+        return {"layer": layer, "bare_norm": False, "attention_output": False, **unknown}
     for hook in hooks:
         named = re.search(r"\.(\d+)\.", hook)
         if files.layer is not None and named and int(named[1]) != files.layer:
@@ -147,6 +176,7 @@ def _sites(hooks: tuple[str, str] | None, files: DictionaryFiles, stated: int | 
     if written.bare_norm and not read.bare_norm:
         raise ValueError(f"it writes {BARE_NORM}, the norm's output without gain; name another dictionary")
     sites = {"site_in": read.site, "site_out": written.site, "bare_norm": read.bare_norm}
+    sites |= {"attention_output": written.attention_output}
     return {"layer": _known(read.layer), "hook_in": hooks[0], "hook_out": hooks[1], **sites}
 
 
@@ -162,7 +192,7 @@ def _layer_in(place: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
+def tensor_shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
     """Returns the shape of a tensor. Raises ValueError if it is missing or has another number of dimensions."""
     if name not in headers:
         raise ValueError(f"has no {name}, but {', '.join(sorted(headers)) or 'no tensor'}")
@@ -174,7 +204,7 @@ def _shape(headers: Headers, name: str, dimensions: int = 2) -> tuple[int, ...]:
 
 def _sizes(headers: Headers, encoder: str, decoder: str, transposed: bool) -> dict[str, int]:
     """Returns width, d_in and d_out. The encoder is [d, F] if `transposed`, else [F, d]; the decoder is [F, d]."""
-    read, written = _shape(headers, encoder), _shape(headers, decoder)
+    read, written = tensor_shape(headers, encoder), tensor_shape(headers, decoder)
     width, d_in = (read[1], read[0]) if transposed else read
     if written[0] != width:
         raise ValueError(f"{encoder} has {width} features, but {decoder} {written[0]}; download it again")
@@ -222,7 +252,9 @@ def _circuit_tracer(files: DictionaryFiles, settings: Mapping[str, Any], headers
     }
 
 
+_HEADS = ("attn.hook_z",) * 2
 _SCOPE_1 = {
+    "att": _HEADS,
     "transcoders": (BARE_NORM, "hook_mlp_out"),
     "mlp": ("hook_mlp_out",) * 2,
     "res": ("hook_resid_post",) * 2,
@@ -230,7 +262,7 @@ _SCOPE_1 = {
 """Hooks by the part of the name of a repository of Gemma Scope 1. Its transcoders were trained with the norm's gain
 folded into the MLP."""
 _SCOPE_2 = {
-    "transcoder": ("mlp.hook_in", "hook_mlp_out"), "mlp_out": ("hook_mlp_out",) * 2,
+    "attn_out": _HEADS, "transcoder": ("mlp.hook_in", "hook_mlp_out"), "mlp_out": ("hook_mlp_out",) * 2,
     "resid_post": ("hook_resid_post",) * 2,
 }  # fmt: skip
 """Hooks by the name of a folder of Gemma Scope 2."""
@@ -241,10 +273,6 @@ def _gemma_scope(files: DictionaryFiles, settings: Mapping[str, Any], headers: H
     first = files.weights.name.endswith(NPZ)
     names = {name.lower() for name in headers}
     encoder, decoder = ("W_enc", "W_dec") if "W_enc" in headers else ("w_enc", "w_dec")
-    if decoder in headers and len(headers[decoder].shape) == 3:
-        raise ValueError(CROSS_LAYER)
-    if settings.get("type") in ("clt", "cross_layer_transcoder"):
-        raise ValueError(CROSS_LAYER)
     if settings.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise ValueError(f"its architecture is {settings['architecture']}; Gemma Scope has jump_relu")
     if "threshold" not in names:
@@ -270,9 +298,9 @@ def _gemma_hooks(place: str, settings: Mapping[str, Any], first: bool) -> tuple[
     if hook := settings.get("hf_hook_point_in"):
         return hook, settings.get("hf_hook_point_out") or hook
     if first:
-        part = re.search(r"gemma-scope-[^/]*-(transcoders|mlp|res)(?:-|/|$)", place)
+        part = re.search(r"gemma-scope-[^/]*-(transcoders|mlp|res|att)(?:-|/|$)", place)
         return _SCOPE_1[part[1]] if part else None
-    part = re.search(r"(?:^|/)(transcoder|mlp_out|resid_post)(?:_all)?/", place)
+    part = re.search(r"(?:^|/)(transcoder|mlp_out|resid_post|attn_out)(?:_all)?/", place)
     return _SCOPE_2[part[1]] if part else None
 
 
@@ -290,7 +318,8 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
     if architecture not in _SAELENS:
         raise ValueError(f"its architecture is {architecture}; known are {', '.join(_SAELENS)}")
     about = settings.get("metadata") or settings.get("meta") or settings
-    hook = about.get("hook_name") or about.get("hook_point")
+    hook, hook_out = (_saelens_hook(about.get(key)) for key in ("hook_name", "hook_name_out"))
+    hook = hook or _saelens_hook(about.get("hook_point"))
     act, k = _SAELENS[architecture], settings.get("k")
     function = settings.get("activation_fn") or settings.get("activation_fn_str") or "relu"
     arguments = settings.get("activation_fn_kwargs") or {}
@@ -314,7 +343,7 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
     )
     return {
         **found,
-        "hooks": None if hook is None else (hook, about.get("hook_name_out") or hook if transcoder else hook),
+        "hooks": None if hook is None else (hook, hook_out or hook if transcoder else hook),
         "architecture": architecture,
         "act": act,
         "k": round(k) if k and act in ("topk", "batchtopk") else None,
@@ -330,6 +359,12 @@ def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Heade
         },
         "model_name": about.get("model_name"),
     }
+
+
+def _saelens_hook(name: str | None) -> str | None:
+    """Returns the hook of a name: one of TransformerLens, or a module of a Hugging Face model, whose output is read."""
+    is_module = name is not None and re.search(r"(?:^|\.)(?:layers|h)\.\d+(?:\.|$)", name)
+    return f"{name}.output" if is_module else name
 
 
 def _saelens_factor(settings: Mapping[str, Any]) -> float:
@@ -391,7 +426,12 @@ _DICTIONARY_LEARNING = {
     "MatryoshkaBatchTopKSAE": "batchtopk", "JumpReluAutoEncoder": "jumprelu", "GatedAutoEncoder": "jumprelu",
 }  # fmt: skip
 """Maps dictionary_learning's classes to activation functions. Gated SAEs are represented by thresholds."""
-_SUBMODULES = {"resid_post": "hook_resid_post", "resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid"}
+_SUBMODULES = {
+    "resid_post": "blocks.{}.hook_resid_post", "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_mid": "blocks.{}.hook_resid_mid", "mlp": "blocks.{}.mlp.hook_out", "mlp_out": "blocks.{}.mlp.hook_out",
+    **dict.fromkeys(("attn_out", "attn", "attention", "self_attn"), "layers.{}.self_attn.output"),
+}  # fmt: skip
+"""Hooks by what dictionary_learning's names of submodules begin with. MLP and attention are outputs of modules."""
 
 
 def _dictionary_learning(
@@ -408,10 +448,9 @@ def _dictionary_learning(
     stem, _, number = name.rpartition("_layer_")
     hook = None
     if number.isdigit():
-        kind = "mlp.hook_out" if stem in ("mlp", "mlp_out") else _SUBMODULES.get(stem)
-        if kind is None:
-            raise ValueError(f"its submodule is {name}, for which there is no site")
-        hook = f"blocks.{number}.{kind}"
+        if stem not in _SUBMODULES:
+            raise ValueError(f"its submodule is {name}; known are {', '.join(_SUBMODULES)} with _layer_N")
+        hook = _SUBMODULES[stem].format(number)
     return {
         "width": int(trainer["dict_size"]),
         "d_in": d,
@@ -424,7 +463,7 @@ def _dictionary_learning(
     } | ({} if hook or layer is None else {"stated_layer": int(layer)})
 
 
-DESCRIBE = {
+DESCRIBE: dict[str, Describer] = {
     "circuit_tracer": _circuit_tracer,
     "gemma_scope": _gemma_scope,
     "saelens": _saelens,

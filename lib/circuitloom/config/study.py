@@ -151,12 +151,6 @@ class Study(Section):
             if run is not None and run not in self.traceable:
                 known = ", ".join(self.traceable) or "none: add a sweep of transcoders"
                 raise ValueError(f"{key}: {run} is no run of transcoders; choose from {known}")
-        run = self.circuits.run
-        if run is not None and run not in self.transcoders:
-            raise ValueError(
-                f"circuits.run: {run} is a cross-layer transcoder, which weight tables and case studies cannot use; "
-                "name it at circuits.prompts.NAME.run of the prompts to trace through it"
-            )
         for name, behaviour in self.circuits.behaviours.items():
             if not behaviour.runs and self.traced_run is None:
                 raise ValueError(
@@ -169,14 +163,14 @@ class Study(Section):
                     raise ValueError(
                         f"circuits.behaviours.{name}.runs: there is no run {run}; choose from {known}"
                     )
-                self._refuse_cross_layer(run, f"circuits.behaviours.{name}.runs")
         if self.circuits.prompts and not self.traceable:
             raise ValueError(
                 "circuits.prompts: prompts are traced through transcoders; add a sweep of transcoders to dictionaries"
             )
 
     def _check_case(self, name: str) -> None:
-        """Check that the runs named in a case study exist, and that the first run is a run of transcoders."""
+        """Check that the runs named in a case study exist, and that the first run is a run of transcoders, or a
+        cross-layer transcoder if the kind of case study takes one."""
         if self.cases[name].generated and self.corpus.source != "chronicle":
             raise ValueError(
                 f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
@@ -185,20 +179,20 @@ class Study(Section):
         if self.cases[name].alone:
             return
         run, *others = self.case_runs(name)
+        reason = self.cases[name].no_cross_layer
         for each in (run, *others):
-            if each in self.runs and not self.cases[name].cross_layer:
-                self._refuse_cross_layer(each, f"cases.{name}")
-        possible = self.traceable if self.cases[name].cross_layer else self.transcoders
-        known = ", ".join(possible) or "none: add a sweep of transcoders"
-        if not run or run not in possible:
+            if reason and each in self.runs and self.runs[each].is_cross_layer:
+                raise ValueError(f"cases.{name}.run: {each} is a cross-layer transcoder, and {reason}")
+        allowed = self.transcoders if reason else self.traceable
+        known = ", ".join(allowed) or "none: add a sweep of transcoders"
+        if not run or run not in allowed:
             missing = f"{run} is no run of transcoders" if run else "a case study needs transcoders"
             raise ValueError(f"cases.{name}.run: {missing}; choose from {known}")
-        compared = self.cases[name].kind == "compare"
+        possible = allowed if self.cases[name].kind == "compare" else list(self.runs)
         for other in others:
-            if other not in (possible if compared else self.runs):
-                known = ", ".join(possible if compared else self.runs)
+            if other not in possible:
                 what = "no run of transcoders" if other in self.runs else "no run"
-                raise ValueError(f"cases.{name}: there is {what} {other}; choose from {known}")
+                raise ValueError(f"cases.{name}: there is {what} {other}; choose from {', '.join(possible)}")
 
     def _check_exchange(self) -> None:
         """Check that exported runs exist, and that the formats can represent them."""
@@ -206,29 +200,15 @@ class Study(Section):
             if name not in self.runs:
                 known = ", ".join(self.runs) or "none: add a sweep"
                 raise ValueError(f"exchange.runs: there is no run {name}; choose from {known}")
-            self._refuse_cross_layer(name, "exchange.runs")
             for format_name in self.exchange.formats:
                 if reason := refusal(format_name, self.runs[name], self.layers):
                     raise ValueError(f"exchange.formats: {reason}")
-
-    def _refuse_cross_layer(self, run: str, key: str) -> None:
-        if self.runs[run].is_cross_layer:
-            raise ValueError(
-                f"{key}: {run} is a cross-layer transcoder, which can be trained, evaluated and traced only "
-                "(docs/clt.md); choose a run of transcoders or SAEs"
-            )
-
-    @property
-    def tabulated_runs(self) -> dict[str, Run]:
-        """Runs with one output per dictionary, by name. Stages that do not support cross-layer transcoders use them:
-        features, cases and exchange."""
-        return {name: run for name, run in self.runs.items() if not run.is_cross_layer}
 
     @property
     def exported_runs(self) -> list[str]:
         """Names of the runs that are exported for other libraries."""
         exchange = self.exchange
-        named = list(self.tabulated_runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
+        named = list(self.runs) if exchange.runs is None else list(dict.fromkeys(exchange.runs))
         return named if exchange.formats else []
 
     def case_runs(self, name: str) -> list[str]:
@@ -365,14 +345,15 @@ class Study(Section):
 
     @property
     def traced_run(self) -> str | None:
-        """Default run of transcoders for weight tables, behaviours and case studies. None if the study has no
-        transcoders."""
-        return self.circuits.run or next(iter(self.transcoders), None)
+        """Default run of transcoders for prompts, weight tables, behaviours and case studies. Without one, it is the
+        first cross-layer transcoder. None if the study has neither."""
+        return self.circuits.run or next(iter(self.traceable), None)
 
     def run_of_prompt(self, name: str) -> str:
-        """Returns the run that a prompt of `circuits.prompts` is traced through: its own, `circuits.run`, or the first
-        of `traceable`."""
-        return self.circuits.prompts[name].run or self.traced_run or self.traceable[0]
+        """Returns the run that a prompt of `circuits.prompts` is traced through: its own, or `traced_run`."""
+        run = self.circuits.prompts[name].run or self.traced_run
+        assert run is not None
+        return run
 
     @property
     def runs(self) -> dict[str, Run]:

@@ -46,6 +46,11 @@ def partial_folder(output: Path, digest: str) -> Iterator[Path]:
         lock.release()
 
 
+def remove_lock(output: Path) -> None:
+    """Remove the lock file of `partial_folder`, which stays. For folders that others read, or that users list."""
+    output.with_name(f"{output.name}.lock").unlink(missing_ok=True)
+
+
 def remove_partial_folder(folder: Path) -> None:
     """Remove a partial folder, beginning with the fingerprint. So no job resumes from a half-removed folder."""
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)

@@ -54,6 +54,22 @@ class Layout:
         """Returns the layout of a study, with paths relative to the project's folder."""
         return cls(Path("results", study))
 
+    @classmethod
+    def find(cls, name: str) -> "Layout":
+        """Returns the layout of the study `name`, or of the results in the folder `name`. Raises ValueError if there is
+        neither."""
+        folders = [folder for folder in (Path(name), cls.of(name).root) if folder.is_dir()]
+        if not folders:
+            raise ValueError(
+                f"there is no study {name}: no folder {cls.of(name).root}, and no folder of this name; name a study "
+                "that has run, or the folder of its results"
+            )
+        parts = {pattern.split("/")[0] for pattern in TABLE_FOLDERS}
+        # another folder of the project may have the name of a study
+        return cls(
+            next((each for each in folders if any((each / part).is_dir() for part in parts)), folders[0])
+        )
+
     @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer."""

@@ -89,14 +89,16 @@ class CrossLayerDictionary(Encoder):
         return self.W_dec.shape[2]
 
     @property
-    def row_norm(self) -> Float[Tensor, " feature"]:
+    def decoder_norm(self) -> Float[Tensor, " feature"]:
         """Norm of each feature's concatenated decoder rows, each relative to its output's scale and times the scale of
-        the feature's own layer.
-
-        It is exactly 1 for features whose norm is 1 up to rounding, and for those without an effect.
-        """
+        the feature's own layer, as computed."""
         relative = torch.tensor([self.scales[0] / scale for scale in self.scales]).to(self.W_dec)
-        return as_row_norm(torch.linalg.vector_norm(self.W_dec * relative[:, None], dim=(1, 2)))
+        return torch.linalg.vector_norm(self.W_dec * relative[:, None], dim=(1, 2))
+
+    @property
+    def row_norm(self) -> Float[Tensor, " feature"]:
+        """`decoder_norm`, exactly 1 for features whose norm is 1 up to rounding, and for those without an effect."""
+        return as_row_norm(self.decoder_norm)
 
     def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
         """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
@@ -236,18 +238,31 @@ def save_cross_layer_transcoder(
 ) -> None:
     """Write each layer into its folder: weights, and config.json with the run's `config` under the key `run`."""
     for layer, each in transcoder.layers.items():
-        folder = folders[layer]
-        folder.mkdir(parents=True, exist_ok=True)
-        fields = vars(each)
-        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        save_tensors(folder / WEIGHTS, tensors)
-        outputs = [
-            {"layer": output, "site": each.site_out, "scale": scale}
-            for output, scale in zip(each.outputs, each.scales, strict=True)
-        ]
-        plain = {name: fields[name] for name in PLAIN_FIELDS}
-        content = {**plain, "outputs": outputs, "layers": list(transcoder.layers), "run": config}
-        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        save_cross_layer_dictionary(each, folders[layer], list(transcoder.layers), config)
+
+
+def save_cross_layer_dictionary(
+    dictionary: CrossLayerDictionary,
+    folder: Path,
+    layers: list[int],
+    config: dict[str, Any],
+    source: str | None = None,
+) -> None:
+    """Write one layer of a cross-layer transcoder of `layers` into `folder`. `config` is that of the run. `source` is
+    the file from which the layer was imported."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = vars(dictionary)
+    save_tensors(
+        folder / WEIGHTS, {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    )
+    outputs = [
+        {"layer": output, "site": dictionary.site_out, "scale": scale}
+        for output, scale in zip(dictionary.outputs, dictionary.scales, strict=True)
+    ]
+    plain = {name: fields[name] for name in PLAIN_FIELDS}
+    origin = {} if source is None else {"source": source}
+    content = {**plain, "outputs": outputs, "layers": layers, "run": config, **origin}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_cross_layer_transcoder(
@@ -285,9 +300,9 @@ def load_cross_layer_transcoder(
     return CrossLayerTranscoder(layers).to(device, getattr(torch, dtype))
 
 
-def load_encoder(folder: Path | str, device: str | torch.device = "cpu") -> Encoder:
-    """Load the dictionary in `folder`, whatever it writes to, for its activations. Raises ValueError as
-    `load_dictionary` does."""
+def load_layer(folder: Path | str, device: str | torch.device = "cpu") -> LayerDictionary:
+    """Load the features in `folder`, whatever they write to, without the other layers of a cross-layer transcoder.
+    Raises ValueError as `load_dictionary` does."""
     if not is_cross_layer(folder):
         return load_dictionary(folder, device)
     return _dictionary(*read_dictionary_files(Path(folder), device)).to(device)

@@ -164,12 +164,17 @@ class Dictionary(Encoder):
         return self.W_dec
 
     @property
+    def decoder_norm(self) -> Float[Tensor, " feature"]:
+        """Norm of each decoder row, as computed."""
+        return torch.linalg.vector_norm(self.W_dec, dim=1)
+
+    @property
     def row_norm(self) -> Float[Tensor, " feature"]:
         """Norm of each decoder row, as a factor that converts z to units of y.
 
         It is exactly 1 for rows whose norm is 1 up to rounding, and for rows of zeros.
         """
-        return as_row_norm(torch.linalg.vector_norm(self.W_dec, dim=1))
+        return as_row_norm(self.decoder_norm)
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.

@@ -11,7 +11,7 @@ from ..core.atomic_io import write_atomically
 from ..core.formatting import format_value
 from ..core.layout import ALL_LAYERS, Layout
 from ..core.tables.table import read_table
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import CrossLayerDictionary, LayerDictionary
 from .exporters import Exporter
 from .push import UNKNOWN
 from .record import CARD
@@ -32,17 +32,19 @@ def write_card(
     Scores are those of the study's evaluation, if it has run. `hashes` maps the path of each file to its SHA-256.
     """
     first = run[min(run)]
-    kind = "SAEs" if first.is_sae else "transcoders"
+    is_cross_layer = isinstance(first, CrossLayerDictionary)
+    kind = "cross-layer transcoder" if is_cross_layer else "SAEs" if first.is_sae else "transcoders"
+    count = f"A cross-layer transcoder of {len(run)} layers" if is_cross_layer else f"{len(run)} {kind}"
     front = _front_matter(exporter, model, first, license)
     sites = f"`{first.site_in}`" if first.is_sae else f"`{first.site_in}` to `{first.site_out}`"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {run.name}: {kind} of {model.name}",
-        f"{len(run)} {kind} ({sites}), {first.width:,} features each, {_activation(first)}"
+        f"{count} ({sites}), {first.width:,} features {'per layer' if is_cross_layer else 'each'}, {_activation(first)}"
         f"{', with a linear skip connection' if first.W_skip is not None else ''}. "
         f"{'Imported' if run.is_imported else 'Trained'} by circuitloom in the study "
         f"`{run.results.resolve().name}`, and written in the format `{format_name}`.",
-        f"## Load\n\n```python\n{exporter.usage(first, model)}\n```",
+        f"## Load\n\n```python\n{exporter.usage(first, len(run), model)}\n```",
     ]
     if text := exporter.notice(first):
         parts.append(f"Note: {text}.")
@@ -54,7 +56,7 @@ def write_card(
 
 
 def _front_matter(
-    exporter: Exporter, model: ExportedModel, first: Dictionary, license: str | None
+    exporter: Exporter, model: ExportedModel, first: LayerDictionary, license: str | None
 ) -> dict[str, Any]:
     tags = ["sparse-autoencoder" if first.is_sae else "transcoder", "mechanistic-interpretability"]
     front: dict[str, Any] = {"license": license or UNKNOWN, "library_name": exporter.library, "tags": tags}
@@ -62,7 +64,7 @@ def _front_matter(
     return front | ({} if model.hub_name is None else {"base_model": model.hub_name})
 
 
-def _activation(first: Dictionary) -> str:
+def _activation(first: LayerDictionary) -> str:
     if first.act == "topk":
         return f"the {first.k} largest pre-activations (topk), after a ReLU"
     return "ReLU" if first.act == "relu" else "a threshold per feature (JumpReLU)"

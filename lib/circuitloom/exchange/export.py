@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic_io import fingerprint, partial_folder, remove_partial_folder, replace_folder
+from ..core.atomic_io import fingerprint, partial_folder, remove_lock, remove_partial_folder, replace_folder
 from ..core.progress import announce, progress
 from .card import write_card
-from .exporters import EXPORTERS, Exporter
+from .exporters import Exporter, find_exporter
 from .record import CARD, RECORD, file_hashes, read_record, sha256, write_record
 from .stored_run import ExportedModel, StoredRun, describe_model
 
@@ -45,7 +45,7 @@ def export_run(
     default that of `describe_model`. Layers of another `version` of the code are written again. Raises ValueError if
     the format cannot represent the run, or if `output` has other files.
     """
-    exporter = EXPORTERS[format_name]
+    exporter = find_exporter(format_name, run[min(run)])
     model = describe_model(run.results, model_name)
     exporter.check(run, model)
     settings = {"format": format_name, "run": run.name, "model": asdict(model), "version": version}
@@ -69,6 +69,7 @@ def export_run(
         _remove_others(folder, {*hashes, RECORD, CARD})
         replace_folder(folder, output)
         remove_partial_folder(partial)
+    remove_lock(output)
     if text := exporter.notice(first):
         announce("exchange", text)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.layout import Layout
-from ..dictionaries.dictionary import CONFIG, WEIGHTS, Dictionary, load_dictionary
+from ..dictionaries.cross_layer import LayerDictionary, load_layer
+from ..dictionaries.dictionary import CONFIG, WEIGHTS
 from ..language_model.anatomy import Anatomy, read_anatomy
 from ..language_model.model_files import SOURCE
 from .record import sha256
 
 
-class StoredRun(Mapping[int, Dictionary]):
+class StoredRun(Mapping[int, LayerDictionary]):
     """The dictionaries of a run by layer. Each is loaded when it is asked for, and not kept."""
 
     def __init__(self, results: Path, name: str, layers: Sequence[int] | None = None) -> None:
@@ -37,10 +38,10 @@ class StoredRun(Mapping[int, Dictionary]):
             )
         self._numbers = sorted(set(layers)) if layers else found
 
-    def __getitem__(self, layer: int) -> Dictionary:
+    def __getitem__(self, layer: int) -> LayerDictionary:
         if layer not in self._numbers:
             raise KeyError(layer)
-        return load_dictionary(self.folder(layer))
+        return load_layer(self.folder(layer))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._numbers)

@@ -12,7 +12,7 @@ from dash.development.base_component import Component
 
 from ..catalog.client import CatalogClient, Row
 from ..core.formatting import escape_invisible, format_token, format_value
-from ..report.graph import Groups, graph_markup, group_nodes, lay_out
+from ..report.graph import Groups, graph_markup, group_nodes, lay_out, readable_share
 from .components import aria, empty_note, shaded, signed, table, to_feature
 from .urls import Params, share
 
@@ -82,7 +82,8 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
 
 def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
     """Returns the graph of a circuit with its controls. `source` is the argument of `FindCircuit`."""
-    shown_share, groups = share(params, "share", 0.6), params.get("groups", "")
+    shown_share = share(params, "share", min(0.6, readable_share(circuit.nodes)))
+    groups = params.get("groups", "")
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
     node = params.get("node")

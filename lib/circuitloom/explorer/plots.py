@@ -21,6 +21,9 @@ DASHES = {
 }  # fmt: skip
 """Line style by (reconstructed site, whether the run has a skip connection)."""
 
+EFFECTS = 2000
+"""Maximum number of edges in a plot of effects."""
+
 
 def escape_markup(text: str) -> str:
     """Escapes the characters of `text` that plotly reads as markup."""
@@ -139,13 +142,15 @@ def densities(rows: Sequence[Row]) -> dcc.Graph:
 
 
 def effects(rows: Sequence[Row]) -> dcc.Graph:
-    """Plots the measured effect of each edge against the predicted effect.
+    """Plots the measured effect of each edge against the predicted effect, for the first `EFFECTS` edges.
 
     Each edge has two points: its frozen effect and its free effect.
     """
+    measured = [row for row in rows if row["effect_frozen"] is not None]
+    rows = measured[:EFFECTS]
     traces = [
         {
-            "type": "scattergl" if len(rows) > 2000 else "scatter",
+            "type": "scatter",
             "x": [row["effect"] for row in rows if row[column] is not None],
             "y": [row[column] for row in rows if row[column] is not None],
             "mode": "markers",
@@ -158,9 +163,9 @@ def effects(rows: Sequence[Row]) -> dcc.Graph:
             ("effect_frozen", "frozen", BLUE, "circle"),
         )
     ]
-    ends = [row["effect"] for row in rows if row["effect_frozen"] is not None]
-    if ends:
+    if ends := [row["effect"] for row in rows]:
         line = {"x": [min(ends), max(ends)], "y": [min(ends), max(ends)], "mode": "lines", "showlegend": False,
                 "line": {"color": "#888", "width": 1, "dash": "dash"}, "hoverinfo": "skip"}  # fmt: skip
         traces.insert(0, line)
-    return plot(traces, "predicted effect", "measured effect", height=340)
+    largest = f" ({EFFECTS:,} largest of {len(measured):,})" if len(measured) > EFFECTS else ""
+    return plot(traces, f"predicted effect{largest}", "measured effect", height=340)

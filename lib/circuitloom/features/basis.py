@@ -1,13 +1,13 @@
 """Feature bases. A basis has the features of one dictionary, or the MLP neurons of one layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.cross_layer import LayerDictionary
 from ..language_model.hooks import Site
 from ..language_model.model import LanguageModel
 from ..language_model.model_files import weights_digest
@@ -29,8 +29,9 @@ class FeatureBasis:
     """Number of features, F."""
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
     """Returns the non-zero feature activations, given the values at `site`. No feature activation is negative."""
-    decoder: Float[Tensor, "feature d_out"]
-    """Decoder row of each feature."""
+    decoders: Mapping[int, Float[Tensor, "feature d_out"]]
+    """Decoder row of each feature, by the layer that it writes to."""
+    decoder_norm: Float[Tensor, " feature"]
     site_out: str
     """Name of the site that the features write."""
     encoder_norm: Float[Tensor, " feature"] | None
@@ -39,8 +40,8 @@ class FeatureBasis:
     """Digest of the weights and settings that determine the feature activations."""
 
 
-def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBasis:
-    """Returns a basis with the features of a trained dictionary."""
+def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> FeatureBasis:
+    """Returns a basis with the features of a trained dictionary, or of one layer of a cross-layer transcoder."""
     weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
     return FeatureBasis(
         run=run,
@@ -48,7 +49,8 @@ def dictionary_basis(run: str, layer: int, dictionary: Dictionary) -> FeatureBas
         site=Site(dictionary.site_in, layer),
         width=dictionary.width,
         encode=dictionary.encode_sparse,
-        decoder=dictionary.W_dec,
+        decoders={output: dictionary.decoder(output) for output in dictionary.outputs},
+        decoder_norm=dictionary.decoder_norm,
         site_out=dictionary.site_out,
         encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
         bias=dictionary.b_enc,
@@ -76,5 +78,5 @@ def neuron_basis(run: str, layer: int, model: LanguageModel, kept: int | None) -
 
     digest = f"{weights_digest(model.mlp(layer).state_dict())} {kept}"
     return FeatureBasis(
-        run, layer, Site("neurons", layer), len(decoder), encode, decoder, "mlp_out", None, None, digest
-    )
+        run, layer, Site("neurons", layer), len(decoder), encode, {layer: decoder}, norm, "mlp_out", None, None, digest
+    )  # fmt: skip

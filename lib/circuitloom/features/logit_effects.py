@@ -26,9 +26,10 @@ def write_logit_effects(
     """Write the table `logit` to `path`.
 
     For each feature, the table has the `wanted` largest and the `wanted` smallest direct effects on logits. Of equal
-    effects, those on lower token ids come first. `strings[i]` is the text of token id i. The gain of a norm that
-    follows the MLP is included for features that write mlp_out, but not the norm's denominator, which depends on the
-    token. The table is empty if the basis does not write to the residual stream.
+    effects, those on lower token ids come first. `strings[i]` is the text of token id i. The effect of a feature that
+    writes to several layers is the sum over these layers. The gain of a norm that follows the MLP is included for
+    features that write mlp_out, but not the norm's denominator, which depends on the token. The table is empty if the
+    basis does not write to the residual stream.
     """
     with table_writer(LOGIT, path) as writer:
         # mlp_in is the output of the norm, which is not in the residual stream
@@ -37,10 +38,17 @@ def write_logit_effects(
         reads = read_unembedding(model).rows
         # if the vocabulary is padded, the last rows are not tokens
         reads, texts = reads[: len(strings)], pa.array(strings)
-        norm = read_norm_after_mlp(model, basis.layer) if basis.site_out == "mlp_out" else None
+        norms = {
+            output: read_norm_after_mlp(model, output) if basis.site_out == "mlp_out" else None
+            for output in basis.decoders
+        }
         with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:
             for low in range(0, basis.width, FEATURES):
-                vectors = norm_jvp(norm, basis.decoder[low : low + FEATURES].to(reads.device))
+                added = [
+                    norm_jvp(norms[output], decoder[low : low + FEATURES].to(reads.device))
+                    for output, decoder in basis.decoders.items()
+                ]
+                vectors = torch.stack(added).sum(0) if len(added) > 1 else added[0]
                 found = strongest_tokens(vectors, reads, wanted, bar.update)
                 writer.write_table(_rows(basis, low, found, texts), row_group_size=ROW_GROUP)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float32, Int
 
 from ..config.features import Features
@@ -161,7 +160,7 @@ class FeatureTables:
             "max_activation": np.where(fires, totals.largest, np.nan),
             "mean_activation": totals.mean,
             "rms_activation": totals.rms,
-            "decoder_norm": torch.linalg.vector_norm(basis.decoder[mine], dim=1).cpu().numpy(),
+            "decoder_norm": basis.decoder_norm[mine].cpu().numpy(),
         }
         for name, value in (("encoder_norm", basis.encoder_norm), ("bias", basis.bias)):
             columns[name] = (

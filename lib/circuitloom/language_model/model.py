@@ -100,6 +100,12 @@ class LanguageModel:
         norms = (self.norm_after_mlp(layer) for layer in range(self.layers))
         return self.residual_multiplier != 1 or any(norm is not None for norm in norms)
 
+    @property
+    def changes_attention_out(self) -> bool:
+        """Whether attn_added differs from the output of the attention module: a norm or a factor is applied to it."""
+        norms = (self.norm(layer, self.anatomy.norm_attention_after) for layer in range(self.layers))
+        return self.residual_multiplier != 1 or any(norm is not None for norm in norms)
+
     def attention(self, layer: int) -> nn.Module:
         """Returns the attention module of `layer`."""
         return self.block(layer).get_submodule(self.anatomy.attention)

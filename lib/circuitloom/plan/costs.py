@@ -3,7 +3,7 @@
 import math
 
 from ..activations.cache import MAX_WRITER_THREADS
-from ..config import Study
+from ..config import ModelShape, Study
 from ..dictionaries.training.sweep import CHECKPOINT_SECONDS, CHECKPOINT_SHARE
 from .machine import Gpus, MachineRates
 from .sizes import corpus_tokens
@@ -20,20 +20,25 @@ from .stages import (
 from .training import dictionaries
 from .work import Cost, GpuLoad, Work
 
+NARROW, WIDE = 128, 640
+"""Widths of the residual stream (d_model) to which a CPU's rates are fitted. In between, rates are interpolated
+linearly in log(d_model)."""
 SHARE_OF_PEAK = {
-    "language_model": 0.55, "activations": 0.75, "dictionaries": 0.22, "evaluation": 0.7, "features": 0.5,
-    "circuits": 0.05, "cases": 0.35, "exchange": 1.0,
+    "language_model": (0.55, 1.0), "activations": (0.75, 1.0), "dictionaries": (0.22, 0.36), "evaluation": (0.7, 0.9),
+    "features": (0.5, 0.9), "circuits": (0.05, 0.11), "cases": (0.35, 0.4), "exchange": (1.0, 1.0),
 }  # fmt: skip
-"""Fraction of the measured rate of matrix products that each stage reaches on CPUs. Pretraining and training use the
+"""Fraction of the measured rate of matrix products that each stage reaches on CPUs, in models up to `NARROW` and from
+`WIDE` on: products of wide models take more of the time, and reach more of the rate. Pretraining and training use the
 fast number format, all other stages float32.
 
-Fitted to quickstart and stories260k on a processor without bfloat16 (docs/benchmarks/quickstart.md). The values of
-pretraining and training lie between two processors, whose values differ by factors of 1.4 and 1.9. Exports compute
-nothing.
+Fitted to quickstart, stories260k and gemma-3-270m-small on a processor without bfloat16 (docs/benchmarks/quickstart.md,
+gemma-3-270m.md). The narrow values of pretraining and training lie between two processors, whose values differ by
+factors of 1.4 and 1.9. Exports compute nothing.
 """
-UNFUSED_RATE = 9e9
+UNFUSED_RATE = (9e9, 3e10)
 """Bytes per second of a forward pass on CPUs, outside matrix products, in models with gated MLPs: their norms, rotary
-embeddings and gates are several operations each. In other models, this time is part of SHARE_OF_PEAK."""
+embeddings and gates are several operations each. For `NARROW` and `WIDE` models. In other models, this time is part of
+SHARE_OF_PEAK."""
 PRODUCT_SHARE_OF_STEP = 0.93
 """Fraction of the measured rate of matrix products that the products of a GPU training step reach
 (docs/benchmarks/training.md)."""
@@ -54,7 +59,7 @@ JOB_SECONDS = 6.0
 def plan(study: Study, machine: MachineRates) -> list[Cost]:
     """Returns the cost of each stage, in the order in which stages run."""
     if machine.gpus is None:
-        return [_cost_without_gpu(work, machine, study.shape.gated) for work in works_of(study)]
+        return [_cost_without_gpu(work, machine, study.shape) for work in works_of(study)]
     return [cost_on_gpus(work, machine, machine.gpus) for work in works_of(study)]
 
 
@@ -114,7 +119,14 @@ def check_memory(costs: list[Cost], machine: MachineRates) -> None:
         )
 
 
-def _cost_without_gpu(work: Work, machine: MachineRates, unfused: bool) -> Cost:
+def _at_width(narrow_and_wide: tuple[float, float], d_model: int) -> float:
+    """Returns a rate of models with this width, interpolated between those of `NARROW` and `WIDE` models."""
+    narrow, wide = narrow_and_wide
+    place = math.log(d_model / NARROW) / math.log(WIDE / NARROW)
+    return narrow + (wide - narrow) * min(1.0, max(0.0, place))
+
+
+def _cost_without_gpu(work: Work, machine: MachineRates, shape: ModelShape) -> Cost:
     """Returns the cost of a stage on CPUs. Parallel jobs share the cores, but they start at the same time."""
     parallel = 1 if work.exclusive else max(1, min(machine.jobs, work.jobs))
     if work.stage == "corpus":
@@ -122,9 +134,10 @@ def _cost_without_gpu(work: Work, machine: MachineRates, unfused: bool) -> Cost:
     else:
         training = work.stage in ("language_model", "dictionaries")
         rate = machine.operations_per_second if training else machine.float32_per_second
-        seconds = work.operations / (SHARE_OF_PEAK[work.stage] * (rate or machine.operations_per_second))
-        if unfused and not training:
-            seconds += work.gpu_load.moved / UNFUSED_RATE
+        share = _at_width(SHARE_OF_PEAK[work.stage], shape.d_model)
+        seconds = work.operations / (share * (rate or machine.operations_per_second))
+        if shape.gated and not training:
+            seconds += work.gpu_load.moved / _at_width(UNFUSED_RATE, shape.d_model)
     cores = 1 if work.exclusive else machine.jobs
     seconds += work.sorted_activations / ACTIVATIONS_PER_SECOND / cores
     seconds += work.matched_activations / MATCHES_PER_SECOND / cores

@@ -138,9 +138,14 @@ def outputs_per_feature(run: Run, layers: Sequence[int]) -> float:
     return fmean(len(run.outputs(layer, layers)) for layer in layers)
 
 
+def weight_rows(run: Run, layers: Sequence[int]) -> float:
+    """Returns the number of rows of a layer's encoder and decoders, as a mean over `layers`."""
+    return (1 + outputs_per_feature(run, layers)) * run.width
+
+
 def weight_bytes(run: Run, d: int, layers: Sequence[int]) -> float:
     """Returns the bytes of a dictionary's weights, as a mean over the study's `layers`."""
-    return 4 * ((1 + outputs_per_feature(run, layers)) * run.width * d + 2 * run.width)
+    return 4 * (weight_rows(run, layers) * d + 2 * run.width)
 
 
 def is_sparse(run: Run) -> bool:

@@ -24,10 +24,10 @@ from .sizes import (
     model_bytes,
     model_parameters,
     number_bytes,
-    outputs_per_feature,
     pass_tokens,
     vocabulary,
     weight_bytes,
+    weight_rows,
 )
 from .work import GpuLoad, Work
 
@@ -215,7 +215,7 @@ def features(study: Study, held_out: float) -> Work:
     """
     shape, config, layers = study.shape, study.features, len(study.layers)
     tokens = min(config.tokens or held_out, held_out)
-    runs = list(study.tabulated_runs.values())
+    runs = list(study.runs.values())
     fires: list[float] = [firing(run) for run in runs]
     widths = [run.width for run in runs]
     encode = 2 * shape.d_model * sum(widths) * layers
@@ -234,10 +234,14 @@ def features(study: Study, held_out: float) -> Work:
     encoded = GpuLoad(fp32_flops=encode, moved=ENCODED_BYTES * sum(widths) * layers)
     positions = pass_tokens(study, config.batch, kept=shape.layers)
     groups = 1 if study.grouped else layers
-    sweeps = [sweep for sweep in study.sweeps.values() if not sweep[0].is_cross_layer]
-    tabulated = len(sweeps) + (config.neurons != 0)
-    widest = max([sum(run.width for run in sweep) for sweep in sweeps], default=0)
-    weights = 4 * 2 * widest * shape.d_model * layers / groups
+    tabulated = len(study.sweeps) + (config.neurons != 0)
+    rows = max(
+        [sum(weight_rows(run, study.layers) for run in sweep) for sweep in study.sweeps.values()], default=0
+    )
+    weights = 4 * rows * shape.d_model * layers / groups
+    # what each layer reads and writes, and the unembedding with the gain of the final norm
+    read = number_bytes(study) * 2 * positions * shape.d_model * layers / groups
+    unembedding = 4 * vocabulary(shape) * shape.d_model
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
     passes = sum((forward_load(study, layer + 1) for layer in last), GpuLoad()) * tabulated
@@ -245,7 +249,12 @@ def features(study: Study, held_out: float) -> Work:
         "features",
         tokens=tokens * tabulated * groups,
         disk=disk,
-        memory=PROCESS_BYTES + forward_bytes(study, positions) + weights + TABULATING_BYTES,
+        memory=PROCESS_BYTES
+        + forward_bytes(study, positions)
+        + weights
+        + read
+        + unembedding
+        + TABULATING_BYTES,
         operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
         jobs=tabulated * groups,
         starts=tabulated * groups,
@@ -276,15 +285,19 @@ def circuits(study: Study) -> Work:
     jobs = len(traced) if study.grouped else prompts
     tokens = sum(len(prompt.text.encode()) / BYTES_PER_TOKEN for prompt in study.circuits.prompts.values())
     blocks, embedding = model_parameters(shape)
-    loaded = [study.runs[name] for name in {*study.transcoders, *traced}]
-    rows = max(((1 + outputs_per_feature(run, study.layers)) * run.width for run in loaded), default=0)
+    loaded = [
+        study.runs[name] for name in {*study.transcoders, *traced, study.traced_run} if name is not None
+    ]
+    rows = max((weight_rows(run, study.layers) for run in loaded), default=0)
     dictionary = 4 * rows * d * len(study.layers)
     weights = 4 * (2 * blocks + 2 * embedding) + dictionary
+    # the weight tables have the scaled embedding, what layer 0 adds to it, and products with both
+    embedded = (8 + EMBEDDED_BYTES) * embedding * bool(study.traced_run)
     return Work(
         "circuits",
         tokens=tokens,
         disk=1e6 * prompts,
-        memory=PROCESS_BYTES + weights + TRACING_BYTES,
+        memory=PROCESS_BYTES + weights + embedded + TRACING_BYTES,
         operations=operations,
         jobs=jobs + behaviours + bool(study.traced_run),
         starts=jobs + behaviours + bool(study.traced_run),
@@ -292,7 +305,11 @@ def circuits(study: Study) -> Work:
         + WEIGHTS_SECONDS * len(study.layers) * bool(study.traced_run),
         gpu_load=GpuLoad(fp32_flops=operations),
         host_memory=PROCESS_BYTES,
-        gpu_memory=model_bytes(study, circuit_number_bytes(study)) + 4 * blocks + dictionary + TRACING_BYTES,
+        gpu_memory=model_bytes(study, circuit_number_bytes(study))
+        + 4 * blocks
+        + dictionary
+        + embedded
+        + TRACING_BYTES,
         read=dictionary * prompts,
         files=7 * prompts,
     )
@@ -304,13 +321,15 @@ def cases(study: Study, held_out: float) -> Work:
     shape, layers = study.shape, len(study.layers)
     blocks, embedding = model_parameters(shape)
     loads = [case_load(study, name, held_out) for name in study.cases]
-    widths = [sum(study.runs[run].width for run in study.case_runs(name)) for name in study.cases]
+    runs = [[study.runs[run] for run in study.case_runs(name)] for name in study.cases]
+    widths = [sum(run.width for run in each) for each in runs]
     tokens = sum(load.ablated + load.plain + load.held_out for load in loads)
     # dictionaries of all layers encode
     encodings = [load.ablated + load.held_out + load.vocabulary / layers for load in loads]
     encoded = [2 * shape.d_model * width * layers * n for width, n in zip(widths, encodings, strict=True)]
     unembedded = 2 * embedding * sum(load.passes for load in loads)
-    weights = 4 * 2 * shape.d_model * max(widths, default=0) * layers
+    rows = max([sum(weight_rows(run, study.layers) for run in each) for each in runs], default=0)
+    weights = 4 * shape.d_model * rows * layers
     size = circuit_number_bytes(study)
     embedded = EMBEDDED_BYTES * embedding * any(each.vocabulary for each in loads)
     moved = sum(ENCODED_BYTES * width * layers * n for width, n in zip(widths, encodings, strict=True))

@@ -25,6 +25,7 @@ from .sizes import (
     PROCESS_BYTES,
     activation_bytes,
     is_sparse,
+    model_bytes,
     number_bytes,
     outputs_per_feature,
     weight_bytes,
@@ -61,6 +62,7 @@ def dictionaries(study: Study) -> Work:
     disk = sum(weight_bytes(run, d, study.layers) * (1 if run.imported else 4) for run in runs) * layers
     training = [sweep for sweep in study.sweeps.values() if sweep and not sweep[0].imported]
     sweeps = [_sweep_bytes(study, sweep) for sweep in training]
+    # of a cross-layer transcoder too, an import holds one layer at a time
     imported = [IMPORT_COPIES * weight_bytes(run, d, study.layers) for run in runs if run.imported]
     loads = [_sweep_load(study, sweep) for sweep in training]
     checkpoint = max(
@@ -73,11 +75,13 @@ def dictionaries(study: Study) -> Work:
     jobs = sum(layers // _job_layers(study, sweep) for sweep in study.sweeps.values())
     batch = max((run.batch for run in trained), default=0)
     rows = 4 * batch * d
+    # a job loads the model to compute MLP outputs that are not stored
+    model = model_bytes(study) * any(_computed(study, sweep) for sweep in training)
     return Work(
         "dictionaries",
         tokens=sum(run.tokens for run in trained) * layers,
         disk=disk,
-        memory=PROCESS_BYTES + max([*sweeps, *imported], default=0),
+        memory=PROCESS_BYTES + max([*(each + model for each in sweeps), *imported], default=0),
         operations=sum(run.tokens * training_operations(run, d, study.layers) for run in trained) * layers,
         jobs=jobs,
         starts=jobs,
@@ -137,12 +141,17 @@ def _sweep_load(study: Study, sweep: list[Run]) -> GpuLoad:
     d, total = study.shape.d_model, GpuLoad()
     for run in sweep:
         total += step_load(run, d, study.layers) * (run.tokens / run.batch)
-    if computed := _sites(sweep).intersection(MLP_OUTPUTS) - set(study.activations.sites):
+    if computed := _computed(study, sweep):
         operations = len(computed) * 2 * study.shape.mlp_weights * max(run.tokens for run in sweep)
         total += (
             GpuLoad(fp32_flops=operations) if number_bytes(study) == 4 else GpuLoad(bf16_flops=operations)
         )
     return total
+
+
+def _computed(study: Study, sweep: list[Run]) -> set[str]:
+    """Returns the sites that a sweep needs and that are not stored, but computed from mlp_in."""
+    return _sites(sweep).intersection(MLP_OUTPUTS) - set(study.activations.sites)
 
 
 def _sites(sweep: list[Run]) -> set[str]:

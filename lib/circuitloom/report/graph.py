@@ -4,6 +4,7 @@
 the graph as HTML. The page also needs templates/graph.js and templates/graph.css.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ ASSETS = ("graph.js", "graph.css")
 """Names of the files in templates/ that a page with a graph needs."""
 EDGES = 1200
 """Maximum number of edges drawn."""
+READABLE_NODES = 80
+"""Maximum number of nodes that are shown at first, in addition to targets, embeddings and supernodes."""
 TOKEN_WIDTH = 76
 """Width of a token's column in pixels."""
 TOKEN_LETTERS = 14
@@ -174,6 +177,18 @@ def lay_out(
     )
 
 
+def readable_share(nodes: Sequence[Row]) -> float:
+    """Returns the largest share of the influence, in whole percent, at which pruning shows at most `READABLE_NODES`
+    nodes. 1 if the graph has no more. `nodes` are those of `lay_out`."""
+    cumulative = sorted(
+        _cumulative(row) for row in nodes if row["kind"] != "constant" and not _is_always_shown(row)
+    )
+    if len(cumulative) <= READABLE_NODES:
+        return 1.0
+    # the first node that is not shown
+    return max(0, math.ceil(100 * cumulative[READABLE_NODES]) - 1) / 100
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= TOKEN_LETTERS else text[: TOKEN_LETTERS - 1] + "…"
 
@@ -199,9 +214,17 @@ def _node(row: Row, x: float, y: float) -> PlacedNode:
         name=_name(row),
         description=_description(row),
         is_root=is_root,
-        always_shown=is_root or row["kind"] in ("embedding", "position", "supernode"),
-        cumulative=1.0 if row["cumulative"] is None else row["cumulative"],
+        always_shown=_is_always_shown(row),
+        cumulative=_cumulative(row),
     )
+
+
+def _is_always_shown(row: Row) -> bool:
+    return bool(row["is_root"]) or row["kind"] in ("embedding", "position", "supernode")
+
+
+def _cumulative(row: Row) -> float:
+    return 1.0 if row["cumulative"] is None else row["cumulative"]
 
 
 def _name(row: Row) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..catalog.client import Answer, CatalogClient, Row
 from ..evaluation.pareto import pareto_figure
-from .graph import EDGES, GraphLayout, lay_out
+from .graph import EDGES, GraphLayout, lay_out, readable_share
 from .plots import (
     draw_concepts,
     draw_densities,
@@ -50,6 +50,8 @@ class TraceSection:
     """Row of the query `traces`."""
     prompt: Answer
     graph: GraphLayout
+    share: float
+    """Share of the influence that the graph shows at first."""
     nodes: Answer
     edges: Answer
     features: tuple[Answer, Answer]
@@ -184,6 +186,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
         trace=trace,
         prompt=prompt,
         graph=lay_out(nodes.rows, edges.rows, prompt.first["tokens"] or []),
+        share=readable_share(nodes.rows),
         nodes=nodes,
         edges=edges,
         features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),

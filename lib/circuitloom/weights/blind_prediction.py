@@ -30,7 +30,6 @@ from ..attribution.linearized_model import LinearizedModel, linearize_sequences
 from ..core.tables import BLIND, write_table
 from ..corpus.tokens import Tokens, count_sequences
 from ..dictionaries.cross_layer import LayerDictionary
-from ..dictionaries.dictionary import Dictionary
 from ..evaluation.concept_matching import scored_activations, sparse_activations
 from ..evaluation.held_out import HeldOut, load_sequences
 from ..language_model.batches import Batch
@@ -98,14 +97,14 @@ class Prediction:
 def predict_restricted(
     weights: ModelWeights,
     layer: int,
-    dictionary: Dictionary,
+    dictionary: LayerDictionary,
     features: slice | Int[Tensor, " feature"],
     tokens: TokenEmbeddings,
 ) -> Prediction:
     """Predict tokens by the protocol `restricted`, for some features of the dictionary of `layer`."""
     token_vectors = tokens.embedding
-    if layer > 0 and tokens.layer0_output is not None:
-        token_vectors = token_vectors + tokens.layer0_output
+    if layer > 0 and (layer0 := tokens.layer0_before(layer)) is not None:
+        token_vectors = token_vectors + layer0
     score = encoder_in_residual(weights, layer, dictionary, features) @ token_vectors.T
     return Prediction(score, torch.zeros(len(score), dtype=torch.int64, device=score.device))
 
@@ -178,8 +177,8 @@ class _ContextSums:
                         self.vector[:, place].index_add_(0, rows, g_at)
                         effect = (g_at * prompt.captured.embedding[at]).sum(-1)
                         self.total[:, place].index_add_(0, rows, effect)
-                    elif layer == 0 and self.contribution.shape[2]:
-                        self._add_features(prompt, rows, place, at, g_at)
+                    elif self.contribution.shape[2] and layer in prompt.outputs(0):
+                        self._add_features(prompt, rows, place, at, g_at, layer)
 
     def _add_features(
         self,
@@ -188,10 +187,12 @@ class _ContextSums:
         place: int,
         at: Int[Tensor, " target"],
         g: Float[Tensor, "target d"],
+        output: int,
     ) -> None:
+        """Add the effects of layer-0 features through the output of layer `output`, whose gradient is g."""
         for row, position, vector in zip(rows.tolist(), at.tolist(), g, strict=True):
             active = prompt.active_at(0, position)
-            effect = prompt.feature_outputs(0, active, 0) @ vector
+            effect = prompt.feature_outputs(0, active, output) @ vector
             self.contribution[row, place].index_add_(0, prompt.features.feature[active], effect)
             self.total[row, place] += effect.sum()
 
@@ -209,7 +210,7 @@ class BlindScore:
 
 @torch.inference_mode()
 def find_active_positions(
-    model: LanguageModel, dictionaries: Mapping[int, Dictionary], held_out: HeldOut, batch: Batch
+    model: LanguageModel, dictionaries: Mapping[int, LayerDictionary], held_out: HeldOut, batch: Batch
 ) -> dict[int, ActivePositions]:
     """Returns, for each layer, the positions of `held_out` where features fire. The model runs on `batch` sequences at
     a time."""

@@ -49,8 +49,10 @@ class Connections:
     """Virtual weight from source i to target j, without norm denominators.
 
     Direct: w_i P(gain * W_enc[j]). Through a head: w_i P(gain * W_V W_O P(gain * W_enc[j])). w_i is W_dec[i] divided by
-    its norm, so that sources are compared by what they write. P subtracts the mean in a LayerNorm and is the identity
-    in an RMSNorm. For a target that reads resid_mid, P(gain * W_enc[j]) is W_enc[j]."""
+    its norm, so that sources are compared by what they write. A feature of a cross-layer transcoder is divided by the
+    norm of all its rows, and w_i is the sum of its rows to layers before the target's MLP, or before the head. P
+    subtracts the mean in a LayerNorm and is the identity in an RMSNorm. For a target that reads resid_mid,
+    P(gain * W_enc[j]) is W_enc[j]."""
 
     def strongest(self, n: int) -> "Connections":
         """Returns up to `n` connections of each feature, by descending |weight|."""
@@ -93,34 +95,85 @@ def find_connections(
     is not a transcoder.
     """
     like = weights.unembedding.norm.gain
-    decoders = {
-        source: norm_jvp(
-            weights.blocks[source].norm_after(dictionary),
-            (require_transcoder(dictionary, source).W_dec / dictionary.row_norm[:, None]).to(like),
-        )
+    written = {
+        source: SourceVectors(model, weights, dictionary, source, like)
         for source, dictionary in dictionaries.items()
         if source < layer
     }
     target = require_transcoder(dictionaries[layer], layer)
-    moments = {source: x.T @ x for source, x in decoders.items()}
     chunks = []
-    size = max(1, MAX_ELEMENTS // max([len(x) for x in decoders.values()], default=1))
+    size = max(1, MAX_ELEMENTS // max([dictionaries[source].width for source in written], default=1))
     with progress(f"connections: layer {layer}", target.width, "features") as bar:
         for low in range(0, target.width, size):
             encoder = encoder_in_residual(weights, layer, target, slice(low, low + size))
             none = _none(len(encoder), like)
             direct, through_heads = [none], [none]
-            for source, x in decoders.items():
-                direct.append(_strongest(encoder, x, source, n))
+            for source, vectors in written.items():
+                direct.append(_strongest(encoder @ vectors.before(layer).T, source, n))
                 if layers := head_layers(model, source, layer):
-                    top = strongest_heads(weights, layers, encoder, moments[source], heads)
+                    top = strongest_heads(weights, layers, encoder, vectors.moments, heads)
                     for k in range(top.head.shape[1]):
                         head = top.layer[:, k], top.head[:, k]
-                        through_heads.append(_strongest(top.vector[:, k], x, source, n, head))
+                        weight = vectors.products(top.vector[:, k], head[0])
+                        through_heads.append(_strongest(weight, source, n, head))
             kinds = [Connections.concatenate(each, 1).strongest(n) for each in (direct, through_heads)]
             chunks.append(Connections.concatenate(kinds, 1))
             bar.update(len(encoder))
     return Connections.concatenate(chunks, 0)
+
+
+class SourceVectors:
+    """What the features of one dictionary write to the residual stream, per unit of norm, without denominators."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        weights: ModelWeights,
+        dictionary: LayerDictionary,
+        layer: int,
+        like: Tensor,
+    ) -> None:
+        """`like` has the dtype and the device of the vectors. Raises ValueError if the dictionary is not a transcoder,
+        or if its outputs in several layers go through norms with denominators of their own."""
+        require_transcoder(dictionary, layer)
+        norms = {output: weights.blocks[output].norm_after(dictionary) for output in dictionary.outputs}
+        crosses_norms = dictionary.is_before_norm and any(
+            model.norm_after_mlp(output) is not None for output in norms
+        )
+        if len(norms) > 1 and crosses_norms:
+            raise ValueError(
+                f"layer {layer}: a cross-layer transcoder of mlp_out goes through the norm after each MLP, whose "
+                "denominators differ between layers, so it has no weight tables; train it with site: mlp_added"
+            )
+        self._rows = {
+            output: norm_jvp(norm, (dictionary.decoder(output) / dictionary.row_norm[:, None]).to(like))
+            for output, norm in norms.items()
+        }
+        self._moments: dict[int, Tensor] = {}
+
+    def before(self, layer: int) -> Float[Tensor, "source d"]:
+        """Returns the sum of what each feature writes to layers before `layer`."""
+        rows = [each for output, each in self._rows.items() if output < layer]
+        return rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
+
+    def moments(self, layer: int) -> Float[Tensor, "d d"]:
+        """Returns X^T X for the rows X of `before(layer)`."""
+        number = sum(output < layer for output in self._rows)
+        if number not in self._moments:
+            x = self.before(layer)
+            self._moments[number] = x.T @ x
+        return self._moments[number]
+
+    def products(
+        self, vector: Float[Tensor, "feature d"], layer: Int[Tensor, " feature"]
+    ) -> Float[Tensor, "feature source"]:
+        """Returns the products of each vector with the rows of `before`, for the layer of this vector."""
+        if len(self._rows) == 1:
+            return vector @ self.before(int(layer[0])).T
+        product = vector.new_empty(len(vector), len(next(iter(self._rows.values()))))
+        for each in layer.unique().tolist():
+            product[layer == each] = vector[layer == each] @ self.before(each).T
+        return product
 
 
 def _none(features: int, like: Tensor) -> Connections:
@@ -129,14 +182,12 @@ def _none(features: int, like: Tensor) -> Connections:
 
 
 def _strongest(
-    encoder: Float[Tensor, "feature d"],
-    decoder: Float[Tensor, "source d"],
+    weight: Float[Tensor, "feature source"],
     source_layer: int,
     n: int,
     head: tuple[Tensor, Tensor] | None = None,
 ) -> Connections:
-    weight = encoder @ decoder.T
-    source = weight.abs().topk(min(n, len(decoder)), dim=1).indices
+    source = weight.abs().topk(min(n, weight.shape[1]), dim=1).indices
     layer, number = (
         torch.full_like(source, DIRECT) if each is None else each[:, None].expand_as(source)
         for each in head or (None, None)

@@ -5,8 +5,8 @@ centering of norms. Effects leave out norm denominators, because denominators de
 the layer-0 dictionary keeps its denominator. Dictionaries that read resid_mid have no norm before them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn.functional import embedding_bag
 from ..attribution.capture import BlockWeights, ModelWeights, capture_pass
 from ..core.progress import progress
 from ..core.tables import DEEMBEDDING, table_writer
-from ..dictionaries.cross_layer import LayerDictionary, require_one_output
+from ..dictionaries.cross_layer import LayerDictionary
 from ..dictionaries.dictionary import Dictionary
 from ..language_model.model import LanguageModel
 from ..language_model.residual import norm_jvp, norm_vjp
@@ -62,8 +62,18 @@ class TokenEmbeddings:
     layer0_activations: EmbeddingActivations | None
     """None if the run has no dictionary at layer 0."""
     layer0_output: Float[Tensor, "token d"] | None
-    """What the output of the layer-0 dictionary adds for each token. Any norm between the two is applied without its
-    denominator. None if the run has no dictionary at layer 0, or if it was not asked for."""
+    """What the output of the layer-0 dictionary adds for each token, at layer 0. Any norm between the two is applied
+    without its denominator. None if the run has no dictionary at layer 0, or if it was not asked for."""
+    layer0_rows: Mapping[int, Float[Tensor, "feature d"]] = field(default_factory=dict)
+    """What features of the layer-0 dictionary of a cross-layer transcoder add to each later layer, per unit of z."""
+
+    def layer0_before(self, layer: int) -> Float[Tensor, "token d"] | None:
+        """Returns what the layer-0 dictionary adds before the MLP of `layer` for each token, or None if
+        `layer0_output` is None."""
+        rows = [each for output, each in self.layer0_rows.items() if output < layer]
+        if self.layer0_output is None or self.layer0_activations is None or not rows:
+            return self.layer0_output
+        return self.layer0_output + self.layer0_activations.weighted_sum(torch.stack(rows).sum(0))
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class TopHeads:
 
 
 def encoder_in_residual(
-    weights: ModelWeights, layer: int, dictionary: Dictionary, features: slice | Int[Tensor, " feature"]
+    weights: ModelWeights, layer: int, dictionary: LayerDictionary, features: slice | Int[Tensor, " feature"]
 ) -> Float[Tensor, "feature d"]:
     """Returns P(gain * W_enc[features]): encoder rows as directions in the residual stream before the MLP's norm.
 
@@ -130,7 +140,8 @@ def embed_vocabulary(
     embedding = embedding_rows(model, weights)[:vocabulary]
     if layer0 is None:
         return TokenEmbeddings(embedding, None, None)
-    layer0 = require_transcoder(layer0, 0).to(embedding.device, embedding.dtype)
+    require_transcoder(layer0, 0)
+    layer0 = layer0.to(embedding.device, embedding.dtype)
     anatomy = model.anatomy
     norm = model.norm(0, anatomy.norm_mlp or anatomy.norm_attention) if layer0.is_after_norm else None
     starts, features, values = [], [], []
@@ -143,7 +154,7 @@ def embed_vocabulary(
         n = torch.bincount(token, minlength=len(x))
         start = n.cumsum(0) - n
         if output is not None:
-            y_hat = layer0.decode_sparse(token, feature, value, x)
+            y_hat = _own_output(layer0, token, feature, value, x)
             output[done : done + len(x)] = norm_jvp(weights.blocks[0].norm_after(layer0), y_hat)
         done += len(x)
         starts.append(start + entries)
@@ -153,34 +164,49 @@ def embed_vocabulary(
     feature, value = torch.cat(features), torch.cat(values)
     largest = value.new_zeros(layer0.width).scatter_reduce_(0, feature, value, "amax")
     activations = EmbeddingActivations(torch.cat(starts), feature, value, largest)
-    return TokenEmbeddings(embedding, activations, output)
+    rows = {
+        later: norm_jvp(weights.blocks[later].norm_after(layer0), layer0.decoder(later))
+        for later in layer0.outputs[1:]
+        if with_output
+    }
+    return TokenEmbeddings(embedding, activations, output, rows)
 
 
-def require_transcoder(dictionary: LayerDictionary, layer: int) -> Dictionary:
-    """Returns `dictionary`. Raises ValueError if `dictionary` is not a transcoder of one layer."""
+def _own_output(
+    layer0: LayerDictionary, token: Tensor, feature: Tensor, value: Tensor, x: Float[Tensor, "token d_in"]
+) -> Float[Tensor, "token d_out"]:
+    """Returns y_hat of layer 0 for the active features of each token."""
+    if isinstance(layer0, Dictionary):
+        return layer0.decode_sparse(token, feature, value, x)
+    return layer0.add_bias(layer0.write_sparse(token, feature, value, len(x))[0], x)
+
+
+def require_transcoder(dictionary: LayerDictionary, layer: int) -> LayerDictionary:
+    """Returns `dictionary`. Raises ValueError if `dictionary` is not a transcoder."""
     if not dictionary.is_transcoder:
         raise ValueError(
             f"layer {layer}: weight tables need transcoders; this dictionary maps {dictionary.site_in} to "
             f"{dictionary.site_out}; name a run of transcoders"
         )
-    return require_one_output(dictionary, "a weight table")
+    return dictionary
 
 
 def strongest_heads(
     weights: ModelWeights,
     layers: range,
     encoder: Float[Tensor, "feature d"],
-    moments: Float[Tensor, "d d"],
+    moments: Callable[[int], Float[Tensor, "d d"]],
     n: int,
 ) -> TopHeads:
     """Find the `n` heads of `layers` with the strongest effects on each feature.
 
     The strength of a head is the sum of the squared effects of all sources through the head. `encoder` has the
-    features' directions in the residual stream. `moments` is X^T X. Each row of X is the vector that one source writes.
+    features' directions in the residual stream. `moments` returns X^T X for heads of a layer. Each row of X is the
+    vector that one source writes before this layer.
     """
     blocks = {layer: weights.blocks[layer] for layer in layers}
     head_vectors = {layer: _head_vectors(block, encoder) for layer, block in blocks.items()}
-    strength = torch.cat([_strength(blocks[layer], head_vectors[layer], moments) for layer in layers])
+    strength = torch.cat([_strength(blocks[layer], head_vectors[layer], moments(layer)) for layer in layers])
     best = strength.topk(min(n, len(strength)), dim=0).indices.T
     heads = len(strength) // len(layers)
     vector = encoder.new_empty(*best.shape, encoder.shape[1])
@@ -242,13 +268,14 @@ def write_deembedding(
             table_writer(DEEMBEDDING, path) as writer,
             progress(f"de-embedding: {run} layer {layer}", width, "features") as bar,
         ):
+            layer0 = tokens.layer0_before(layer) if layer > 0 else None
             for low in range(0, width, FEATURES):
                 encoder = encoder_in_residual(weights, layer, dictionary, slice(low, low + FEATURES))
                 found: list[_Found] = [("direct", strongest_tokens(encoder, tokens.embedding, n))]
-                if layer > 0 and tokens.layer0_output is not None:
-                    found.append(("layer0", strongest_tokens(encoder, tokens.layer0_output, n)))
+                if layer0 is not None:
+                    found.append(("layer0", strongest_tokens(encoder, layer0, n)))
                 if layers:
-                    by_head = strongest_heads(weights, layers, encoder, moments, heads)
+                    by_head = strongest_heads(weights, layers, encoder, lambda _: moments, heads)
                     found += [
                         (_head_names(by_head, k), strongest_tokens(by_head.vector[:, k], tokens.embedding, n))
                         for k in range(by_head.head.shape[1])

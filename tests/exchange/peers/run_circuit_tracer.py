@@ -8,22 +8,15 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-import yaml
-from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+from card import run_card
 from safetensors.torch import load_file, save_file
 
 
 def main() -> None:
     for case in sorted((Path(sys.argv[1]) / "ours").iterdir()):
-        folder = case / "export"
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        files = {i: str(folder / f"layer_{i}.safetensors") for i in range(len(list(folder.glob("layer_*"))))}
-        transcoders = load_transcoder_set(
-            files, "set", config["feature_input_hook"], config["feature_output_hook"], torch.device("cpu"),
-            torch.float32, lazy_encoder=False, lazy_decoder=False,
-        )  # fmt: skip
+        transcoders = run_card(case / "export", before="language_model")["transcoders"]
         # the last layer: a set begins with layer 0
-        transcoder = transcoders[len(files) - 1]
+        transcoder = transcoders[len(transcoders) - 1]
         x = load_file(case / "x.safetensors")["x"]
         with torch.no_grad():
             z = transcoder.encode(x)

@@ -1,8 +1,8 @@
 """SAELens' side of tests/exchange, in its own environment: `python run_saelens.py FOLDER`.
 
-For each folder FOLDER/ours/NAME, loads what we exported to `export` and writes `theirs.safetensors`: activations and
-reconstructions of the inputs in `x.safetensors`. Writes dictionaries of its own to FOLDER/made/NAME, with
-`expected.safetensors`.
+For each folder FOLDER/ours/NAME, loads what we exported to `export`, by the code on its card, and writes
+`theirs.safetensors`: activations and reconstructions of the inputs in `x.safetensors`. Writes dictionaries of its own
+to FOLDER/made/NAME, with `expected.safetensors`.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from sae_lens import SAE
+from card import run_card
 from sae_lens.registry import get_sae_class
 from safetensors.torch import load_file, save_file
 
@@ -33,7 +33,7 @@ MADE = {
 def main() -> None:
     folder = Path(sys.argv[1])
     for case in sorted((folder / "ours").iterdir()):
-        sae = SAE.load_from_disk(next((case / "export").glob("layer_*")))
+        sae = run_card(case / "export")["sae"]
         x = load_file(case / "x.safetensors")["x"]
         with torch.no_grad():
             save_file(

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import torch
+from card import run_card
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 
@@ -32,7 +33,7 @@ def results(coder: SparseCoder, x: torch.Tensor) -> dict[str, torch.Tensor]:
 def main() -> None:
     folder = Path(sys.argv[1])
     for case in sorted((folder / "ours").iterdir()):
-        coder = SparseCoder.load_from_disk(next((case / "export").glob("layers.*")))
+        coder = run_card(case / "export")["coder"]
         x = load_file(case / "x.safetensors")["x"]
         save_file(results(coder, x), case / "theirs.safetensors")
     for name, keys in MADE.items():

@@ -14,6 +14,7 @@ from ...config.cases.greater_than import GreaterThanCase
 from ...config.circuits import parse_feature
 from ...core.progress import progress
 from ...corpus.prompt_text import print_notes, read_prompt
+from ...dictionaries.cross_layer import require_one_output
 from ...language_model.hooks import Site
 from ...language_model.model import LanguageModel
 from ..case_report import CaseReport
@@ -51,7 +52,9 @@ def study_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -
 
 def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> GreaterThanResults:
     """Returns all measurements of the case study. Raises the errors of `study_greater_than`."""
-    model, transcoders, run = context.model, context.transcoders, context.run
+    model, run = context.model, context.run
+    user = "the case study of greater-than"
+    transcoders = {layer: require_one_output(each, user) for layer, each in context.transcoders.items()}
     # 1. Prompts, in two halves
     answers, prompts = read_task(case, context.tokenizer, context.context_length)
     read = (read_prompt(text, context.tokenizer, context.context_length) for text in prompts.text)

@@ -60,6 +60,8 @@ class Dialect(ABC):
     """Characters in the path of a folder with which the engine does not find the files of a pattern."""
     expands_patterns: ClassVar[bool] = True
     """Whether the engine finds files in a bucket by a pattern. Otherwise, all files are listed."""
+    reads_partitions: ClassVar[bool] = False
+    """Whether `SELECT *` also has a column for each folder NAME=VALUE in a path. Then views name their columns."""
     defines_macros: ClassVar[bool] = True
     """Whether a macro is a statement. Otherwise, it is a query that the user fills in and runs."""
 

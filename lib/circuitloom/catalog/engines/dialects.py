@@ -115,6 +115,7 @@ session.query("SELECT * FROM coactivation(of_run = 'RUN', of_layer = 0, of_featu
 
 A server reads local files only below its `user_files_path`."""
     types = {"text": "String", "integer": "Int32"}
+    reads_partitions = True
     marks = (r"'\xEF\xB7\x90'", r"'\xEF\xB7\x91'")
 
     def __post_init__(self) -> None:
@@ -277,6 +278,7 @@ def ask(name, **values):
     return context.execute(re.sub(r"\\$(\\w+)", lambda match: texts[match[1]], queries[name]))
 ask("coactivation", of_run="RUN", of_layer=0, of_feature=17).head(10).collect()"""
     defines_macros = False
+    reads_partitions = True
 
     def __post_init__(self) -> None:
         self.notes += [

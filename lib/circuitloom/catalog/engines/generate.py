@@ -99,7 +99,10 @@ def _places(dialect: Dialect, files: StudyFiles, patterns: Sequence[str]) -> lis
 
 def _columns(dialect: Dialect, table: str) -> str:
     features = dialect.unpacked("packed", "n_features") if table == "code" else None
-    return f"*, {features} AS features" if features else "*"
+    names = next(each.columns for each in TABLES if each.name == table)
+    # quoted: a name may be a word of SQL
+    every = ", ".join(f'"{name}"' for name in names) if dialect.reads_partitions else "*"
+    return f"{every}, {features} AS features" if features else every
 
 
 def _macro(dialect: Dialect, macro: PortableMacro) -> str:

@@ -15,11 +15,11 @@ FROM claim
 ORDER BY case_study, claim
 
 -- name: transcoders
--- Transcoder runs. Runs with traced prompts come first.
+-- Runs of transcoders and cross-layer transcoders. Runs with traced prompts come first.
 SELECT run.run
 FROM run
 LEFT JOIN trace ON trace.run = run.run
-WHERE kind = 'transcoder'
+WHERE kind IN ('transcoder', 'clt')
 GROUP BY run.run
 ORDER BY count(trace) DESC, run.run
 

@@ -32,7 +32,7 @@ WITH figures AS (
             )
         FROM metric
         JOIN run USING (run)
-        WHERE kind = 'transcoder'
+        WHERE kind IN ('transcoder', 'clt')
         ORDER BY layer = -1 DESC, delta_ce, run
         LIMIT 1
     )
@@ -46,7 +46,7 @@ WITH figures AS (
             concat(run, ', best layer of each concept')
         FROM concept_score
         JOIN run USING (run)
-        WHERE layer = -1 AND kind = 'transcoder'
+        WHERE layer = -1 AND kind IN ('transcoder', 'clt')
         GROUP BY run
         ORDER BY count_if(f1 >= 0.8) DESC, run
         LIMIT 1

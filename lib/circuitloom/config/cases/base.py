@@ -20,12 +20,12 @@ class Case(Section):
     """Names of the tables that the case study writes."""
     figures: ClassVar[tuple[str, ...]]
     """Names of the pictures that the case study draws, without the suffix .png."""
-    cross_layer: ClassVar[bool] = False
-    """Whether the case study can use cross-layer transcoders."""
+    no_cross_layer: ClassVar[str] = ""
+    """Why the case study takes no cross-layer transcoder, with the remedy. Empty if it takes one."""
     alone: ClassVar[bool] = False
     """Whether the case study makes its own model and dictionaries, and reads none of the study."""
     run: str | None = None
-    """Run of transcoders to study. With null, it is `circuits.run`."""
+    """Run of transcoders, or cross-layer transcoder, to study. With null, it is `circuits.run`."""
     seed: NonNegativeInt = 0
     """Seed of all random choices: words in templates, bootstrap samples and random features."""
     resamples: PositiveInt = 2000

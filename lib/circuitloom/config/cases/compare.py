@@ -39,7 +39,6 @@ class CompareCase(Case):
 
     tables: ClassVar = ("claim", "compared_run", "compared_prompt")
     figures: ClassVar = ("scores",)
-    cross_layer: ClassVar = True
     kind: Literal["compare"]
     """Selects the comparison of dictionaries."""
     groups: Annotated[dict[GroupName, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]

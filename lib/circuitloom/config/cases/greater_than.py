@@ -32,6 +32,10 @@ class GreaterThanCase(Case):
 
     tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
     figures: ClassVar = ("metric", "kept", "years")
+    no_cross_layer: ClassVar = (
+        "greater_than replaces the MLP of one layer by the features that read it, as only transcoders of one layer do; "
+        "name a run of transcoders"
+    )
     kind: Literal["greater_than"]
     """Selects the case study of greater-than."""
     template: Annotated[str, Field(min_length=1)]

@@ -28,7 +28,6 @@ class KnownStepsCase(Case):
 
     tables: ClassVar = ("claim", "outcome")
     figures: ClassVar = ("steps",)
-    cross_layer: ClassVar = True
     alone: ClassVar = True
     kind: Literal["known_steps"]
     """Selects the case study of known steps."""

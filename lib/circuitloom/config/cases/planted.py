@@ -12,7 +12,6 @@ class PlantedCase(Case):
 
     tables: ClassVar = ("claim", "planted")
     figures: ClassVar = ("concepts", "sources")
-    cross_layer: ClassVar = True
     kind: Literal["planted"]
     """Selects the benchmark of planted concepts."""
     runs: Annotated[list[str], Field(min_length=1)]

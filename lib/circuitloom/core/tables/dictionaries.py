@@ -33,7 +33,7 @@ HISTORY = Table(
         "loss": (FLOAT, "training loss: reconstruction + sparsity + auxiliary"),
         "reconstruction": (FLOAT, "reconstruction loss, as a fraction of the output's variance"),
         "sparsity": (FLOAT, "sparsity penalty times its weight; 0 without one"),
-        "auxiliary": (FLOAT, "AuxK loss times its weight; 0 without one"),
+        "auxiliary": (FLOAT, "AuxK loss or pre-activation loss times its weight; 0 without one"),
         "l0": (FLOAT, "active features per token"),
         "fvu": (FLOAT, "fraction of variance unexplained on this step's batch"),
         "dead": (FLOAT, "share of features that have not fired for `dead_tokens` tokens"),

@@ -23,7 +23,11 @@ FEATURE = Table(
             FLOAT,
             "root mean square activation over the tokens on which it fires; null if it never fires",
         ),
-        "decoder_norm": (pa.float32(), "norm of its decoder row"),
+        "decoder_norm": (
+            pa.float32(),
+            "norm of its decoder row; of a cross-layer transcoder, of its rows to all outputs, each relative to the "
+            "output's scale",
+        ),
         "encoder_norm": (pa.float32(), "norm of its encoder row; null for neurons"),
         "bias": (pa.float32(), "encoder bias; null for neurons"),
         "alive": (pa.bool_(), "whether it fires on any token"),
@@ -101,7 +105,8 @@ EXAMPLE = Table(
 LOGIT = Table(
     "logit",
     "Direct logit attribution of each feature: the tokens whose logits its decoder row raises or lowers most, "
-    "W_dec[i] P (gain * W_U) minus the mean over tokens, with the final norm's denominator set to 1.",
+    "W_dec[i] P (gain * W_U) minus the mean over tokens, with the final norm's denominator set to 1. Of a cross-layer "
+    "transcoder, the sum over all layers that the feature writes to.",
     ("run", "layer", "feature", "sign", "rank"),
     {
         "run": RUN_NAME,

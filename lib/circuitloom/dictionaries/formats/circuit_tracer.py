@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...config.hooks import hook_in_block
 from ...core.atomic_io import write_atomically
+from ..cross_layer import LayerDictionary
 from ..dictionary import Dictionary, save_tensors
 
 
@@ -54,15 +55,16 @@ def layer_tensors(dictionary: Dictionary) -> dict[str, Tensor]:
 
 def write_set_config(
     folder: Path,
-    first: Dictionary,
+    first: LayerDictionary,
     model_name: str,
     input_hook: str | None = None,
     output_hook: str | None = None,
 ) -> None:
-    """Write config.yaml of the set whose first dictionary is `first`. circuit-tracer finds a set by this file."""
+    """Write config.yaml of the set, or of the cross-layer transcoder, whose first dictionary is `first`. circuit-tracer
+    finds a set by this file."""
     config: dict[str, Any] = {
         "model_name": model_name,
-        "model_kind": "transcoder_set",
+        "model_kind": "transcoder_set" if isinstance(first, Dictionary) else "cross_layer_transcoder",
         "feature_input_hook": input_hook or hook_in_block(first.site_in),
         "feature_output_hook": output_hook or hook_in_block(first.site_out),
     }

@@ -4,6 +4,7 @@ The dictionary is read on about 1,000 held-out tokens as its files say, and also
 scaled, and with a transposed skip connection. If it does not fit as its files say, the message names what fits.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ PLAUSIBLE = 0.3
 """With a smaller FVU, no other reading is tried."""
 BETTER = 0.5
 """The files name wrong hooks if the FVU of another reading is less than this fraction of that of their own reading."""
-_HOOK = {site: hook.partition("{layer}.")[2] for site, hook in HOOKS.items()}
+HOOK_IN_BLOCK = {site: hook.partition("{layer}.")[2] for site, hook in HOOKS.items()}
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,34 @@ class HookReading:
         return ", ".join(parts)
 
 
-class HookCheck:
-    """Readings of one dictionary on held-out tokens."""
+class FitCheck(ABC):
+    """Readings of published weights on held-out tokens, and what they say about the hooks that the files name."""
 
     def __init__(
-        self,
-        dictionary: Dictionary,
-        layer: PublishedLayer,
-        model: LanguageModel,
-        validation: Path,
-        largest_fvu: float,
+        self, layer: PublishedLayer, model: LanguageModel, validation: Path, largest_fvu: float
     ) -> None:
-        """`validation` is the Zarr group of held-out tokens. `layer` describes the dictionary's files."""
-        self.dictionary, self.layer, self.model = dictionary, layer, model
+        """`validation` is the Zarr group of held-out tokens. `layer` describes the files."""
+        self.layer, self.model = layer, model
         self.validation, self.largest_fvu = validation, largest_fvu
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """Names what is checked."""
+
+    @property
+    @abstractmethod
+    def n_tokens(self) -> int:
+        """Number of tokens of a reading."""
+
+    @property
+    @abstractmethod
+    def own(self) -> HookReading:
+        """The reading that the files say."""
+
+    @abstractmethod
+    def others(self) -> Iterator[HookReading]:
+        """Yields all other readings."""
 
     def verdict(self) -> str:
         """Returns one line about how well the dictionary fits.
@@ -81,8 +96,7 @@ class HookCheck:
         Raises ValueError if its FVU exceeds `largest_fvu`, if its L0 is far from the one that its files state, or if
         another reading fits much better. If `largest_fvu` is above 1, only FVU is compared.
         """
-        own = self.own
-        where = f"{self.layer.weights}: layer {self.dictionary.layer}"
+        own, where = self.own, self.where
         facts = f"FVU {own.fvu:.3g} on {self.n_tokens:,} held-out tokens, L0 {own.l0:.4g}"
         good = self._fits(own)
         if good and (own.fvu <= PLAUSIBLE or self.largest_fvu > 1):
@@ -116,6 +130,27 @@ class HookCheck:
         """L0 that the files state, or None."""
         return float(self.layer.k) if self.layer.k is not None else self.layer.l0
 
+
+class HookCheck(FitCheck):
+    """Readings of one dictionary."""
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        layer: PublishedLayer,
+        model: LanguageModel,
+        validation: Path,
+        largest_fvu: float,
+    ) -> None:
+        """The arguments after `dictionary` are those of `FitCheck`."""
+        super().__init__(layer, model, validation, largest_fvu)
+        self.dictionary = dictionary
+
+    @property
+    def where(self) -> str:
+        """Names the file and the layer."""
+        return f"{self.layer.weights}: layer {self.dictionary.layer}"
+
     @property
     def n_tokens(self) -> int:
         """Number of tokens of a reading."""
@@ -130,9 +165,9 @@ class HookCheck:
 
     def others(self) -> Iterator[HookReading]:
         """Yields all other readings."""
-        outputs = [_HOOK[site] for site in MLP_OUTPUTS]
+        outputs = [HOOK_IN_BLOCK[site] for site in MLP_OUTPUTS]
         # no transcoder reads what attention or the MLP adds
-        added = {*outputs, _HOOK["attn_added"]}
+        added = {*outputs, HOOK_IN_BLOCK["attn_added"]}
         inputs = [hook for hook in self.values if self._is_sae or hook not in added]
         skip = self.dictionary.W_skip
         transposed = [False] + [True] * (skip is not None and skip.shape[0] == skip.shape[1])
@@ -148,8 +183,8 @@ class HookCheck:
     @property
     def _own_hooks(self) -> tuple[str, str]:
         if self.layer.bare_norm:
-            return BARE_NORM, BARE_NORM if self._is_sae else _HOOK[self.dictionary.site_out]
-        return _HOOK[self.dictionary.site_in], _HOOK[self.dictionary.site_out]
+            return BARE_NORM, BARE_NORM if self._is_sae else HOOK_IN_BLOCK[self.dictionary.site_out]
+        return HOOK_IN_BLOCK[self.dictionary.site_in], HOOK_IN_BLOCK[self.dictionary.site_out]
 
     @cached_property
     def _gain_and_bias(self) -> tuple[Tensor, Tensor] | None:
@@ -164,26 +199,10 @@ class HookCheck:
     @cached_property
     def values(self) -> dict[str, Float[Tensor, "token d"]]:
         """Values of all hooks on the scored held-out tokens, in float32 on the CPU."""
-        tokens = open_tokens(self.validation)
-        token = tokens.take(slice(min(len(tokens), ceil(TOKENS / tokens.context))))
-        scored = scored_positions(token, tokens.separator_id)
-        layer, last = self.dictionary.layer, self.model.layers - 1
-        sites = {
-            _HOOK[name]: Site(name, layer)
-            for name in HOOKS
-            if not (name == "resid_mid" and self.model.anatomy.parallel)
-            and not (name == "mlp_added" and not self.model.changes_mlp_out)
-        }
-        if layer < last:
-            sites[RESID_POST] = Site("resid_pre", layer + 1)
-        captured = capture(self.model, token, list(sites.values()))
-        values = {hook: captured[site].cpu()[scored].float() for hook, site in sites.items()}
-        if _HOOK["mlp_added"] not in values:
-            # the two are one site; the files may name either
-            values[_HOOK["mlp_added"]] = values[_HOOK["mlp_out"]]
+        values = hook_values(self.model, self.dictionary.layer, self.validation)
         if self._gain_and_bias is not None:
             gain, bias = self._gain_and_bias
-            values[BARE_NORM] = (values[_HOOK["mlp_in"]] - bias) / gain
+            values[BARE_NORM] = (values[HOOK_IN_BLOCK["mlp_in"]] - bias) / gain
         return values
 
     @torch.inference_mode()
@@ -193,7 +212,7 @@ class HookCheck:
         """Yields the readings of all combinations. An SAE writes the hook that it reads."""
         for hook_in, scaled in product(inputs, scales):
             x = self.values[hook_in]
-            factor = _to_unit_scale(x) if scaled else 1.0
+            factor = to_unit_scale(x) if scaled else 1.0
             stored = self._as_stored(factor * x)
             z = self.dictionary.encode(stored)
             l0 = float((z > 0).sum(1).float().mean())
@@ -202,8 +221,8 @@ class HookCheck:
                 y_hat = written + self._transposition(factor * x) if transpose else written
                 y = self.values[hook_out]
                 if scaled:
-                    y_hat = y_hat / (factor if self._is_sae else _to_unit_scale(y))
-                yield HookReading(hook_in, hook_out, scaled, transpose, _unexplained(y, y_hat), l0)
+                    y_hat = y_hat / (factor if self._is_sae else to_unit_scale(y))
+                yield HookReading(hook_in, hook_out, scaled, transpose, unexplained(y, y_hat), l0)
 
     def _transposition(self, x: Tensor) -> Tensor:
         """Returns what changes if the published skip connection is transposed. `x` is the published input."""
@@ -230,11 +249,32 @@ class HookCheck:
         return (y_hat - bias) / gain
 
 
-def _to_unit_scale(x: Float[Tensor, "token d"]) -> float:
+def hook_values(model: LanguageModel, layer: int, validation: Path) -> dict[str, Float[Tensor, "token d"]]:
+    """Returns the values of all hooks of a layer on the scored held-out tokens, in float32 on the CPU."""
+    tokens = open_tokens(validation)
+    token = tokens.take(slice(min(len(tokens), ceil(TOKENS / tokens.context))))
+    scored = scored_positions(token, tokens.separator_id)
+    sites = {
+        HOOK_IN_BLOCK[name]: Site(name, layer)
+        for name in HOOKS
+        if not (name == "resid_mid" and model.anatomy.parallel)
+        and not (name == "mlp_added" and not model.changes_mlp_out)
+    }
+    if layer < model.layers - 1:
+        sites[RESID_POST] = Site("resid_pre", layer + 1)
+    captured = capture(model, token, list(sites.values()))
+    values = {hook: captured[site].cpu()[scored].float() for hook, site in sites.items()}
+    if HOOK_IN_BLOCK["mlp_added"] not in values:
+        # the two are one site; the files may name either
+        values[HOOK_IN_BLOCK["mlp_added"]] = values[HOOK_IN_BLOCK["mlp_out"]]
+    return values
+
+
+def to_unit_scale(x: Float[Tensor, "token d"]) -> float:
     """Returns the factor that gives rows a mean norm of √d."""
     return float(x.shape[1] ** 0.5 / torch.linalg.vector_norm(x, dim=1).mean())
 
 
-def _unexplained(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
+def unexplained(y: Float[Tensor, "token d"], y_hat: Float[Tensor, "token d"]) -> float:
     """Returns the fraction of variance unexplained. Predicting the mean gives 1."""
     return float((y - y_hat).square().sum() / (y - y.mean(0)).square().sum())

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ...config.dictionaries import Run
+from ...config.dictionaries import Run, stated_keys
 from ...config.published import Format, is_transcoder_circuits, recognise
 from ...config.published_layer import PublishedLayer
 from ...core.progress import announce
@@ -60,25 +59,19 @@ def import_run(run: Run, job: ImportJob, output: Path, commit: str | None = None
     if is_transcoder_circuits(run.files, run.format):
         transcoder_circuits.import_run(run, job.layer, job.model, output)
         return
-    found = recognise(run.files, run.subfolder, run.revision, run.format, _stated(run))
+    found = recognise(run.files, run.subfolder, run.revision, run.format, stated_keys(run))
     if job.layer not in found.layers:
         raise ValueError(
             f"{found.source}: no dictionary of layer {job.layer}; the files have changed: run again"
         )
     layer = found.layers[job.layer]
+    _check_attention(layer, job.model)
     norm = norm_before_mlp(job.model, job.layer) if layer.bare_norm else None
     dictionary = to_dictionary(layer, norm, run.site_in, run.site_out)
     assert job.validation is not None
     check = HookCheck(dictionary, layer, job.model, job.validation, run.largest_fvu)
     announce("dictionaries", check.verdict())
     save_dictionary(dictionary, output, run.model_dump(mode="json"), str(layer.weights))
-
-
-def _stated(run: Run) -> dict[str, Any]:
-    """Returns the keys that choose among several dictionaries of a layer."""
-    keys = {"kind": run.kind, "site": run.site, "act": run.act, "width": run.width, "skip": run.skip}
-    keys |= {"reads": run.reads} if run.kind == "transcoder" else {}
-    return keys | ({"k": run.k} if run.act in ("topk", "batchtopk") else {})
 
 
 def read_published(
@@ -93,8 +86,8 @@ def read_published(
     """Returns the published dictionary of one layer, on raw activations.
 
     `files` is a folder, a file, or a repository of the hub. The format is recognised. `model` is only needed for
-    dictionaries that read the norm's output without its gain. Raises ValueError if the dictionary cannot be read or
-    represented.
+    dictionaries that read the norm's output without its gain; those of attention's output are checked with it. Raises
+    ValueError if the dictionary cannot be read or represented.
 
     >>> transcoder = read_published("/data/gemma-scope-2-270m-pt", 5)
     """
@@ -104,6 +97,10 @@ def read_published(
             f"{found.source}: no dictionary of layer {layer}; there are layers {', '.join(map(str, found.layers))}"
         )
     chosen = found.layers[layer]
+    if chosen.kind == "clt":
+        raise ValueError(
+            f"{found.source}: is a cross-layer transcoder; read all its layers with read_published_clt"
+        )
     if chosen.site_in is None or chosen.site_out is None:
         raise ValueError(
             f"{found.source}: its files do not say which site the dictionary reads; import it in a study with `site`"
@@ -112,8 +109,20 @@ def read_published(
         raise ValueError(
             f"{found.source}: the dictionary reads {chosen.hook_in}, the norm's output without its gain; name the model"
         )
+    if model is not None:
+        _check_attention(chosen, model)
     norm = norm_before_mlp(model, layer) if chosen.bare_norm and model is not None else None
     return to_dictionary(chosen, norm, chosen.site_in, chosen.site_out)
+
+
+def _check_attention(layer: PublishedLayer, model: LanguageModel) -> None:
+    """Raise ValueError if a dictionary of the attention module's output is no dictionary of what attention adds."""
+    if layer.attention_output and model.changes_attention_out:
+        raise ValueError(
+            f"{layer.weights}: its hook is {layer.hook_out}, and {model.anatomy.architecture} changes this output "
+            "(a norm, or a factor) before it is added to the residual stream; there is no site for it: name "
+            "dictionaries of hook_attn_out"
+        )
 
 
 def to_dictionary(layer: PublishedLayer, norm: Norm | None, site_in: str, site_out: str) -> Dictionary:

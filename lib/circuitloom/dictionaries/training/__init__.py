@@ -7,7 +7,8 @@
    paper`, x and y are converted to the coordinates of `paper_loss` instead.
 3. `selection.select` (CPU) or `kernels.fixed_k.select_fixed_k` (GPU, topk) computes the encoder product and finds the
    entries that can be active. In other cases, `objective.activate_dense` computes all features.
-4. `compute_loss` decodes (`sparse.Decode`), then adds reconstruction loss, sparsity penalty and AuxK.
+4. `compute_loss` decodes (`sparse.Decode`), then adds reconstruction loss, sparsity penalty and AuxK or the
+   pre-activation loss.
 5. `Trainer.step` calls backward and sums gradients over processes (`collectives`). Adam takes a step unless the loss
    has diverged. For topk on a GPU, one CUDA graph (`trainer._CapturedStep`) replays point 3 to backward. The graph is
    not used with tensor parallelism, or if there are dead features for AuxK.
@@ -30,7 +31,8 @@ To add an activation function, add its name to `config.dictionaries.Training.act
 
 Cross-layer transcoders take the same steps for all layers at once: `sweep.train_cross_layer_sweep`,
 `cross_layer_trainer.CrossLayerTrainer`, `cross_layer_objective` (the loss, from the functions of `objective`) and
-`cross_layer_parameters` (initialisation and conversion).
+`cross_layer_parameters` (initialisation and conversion). On a CPU, a decoder's gradient and Adam's step are computed
+for some features at a time (`CrossLayerTrainer._step_decoder`).
 
 `launch` starts several processes for one sweep. `paper_loss` defines the coordinates of `loss: paper`.
 """

@@ -37,18 +37,19 @@ def initial_cross_layer_parameters(
     x_means: Sequence[Float[Tensor, " d_in"]],
     scales: Sequence[Scales],
     counts: Sequence[int],
+    features: slice,
     device: torch.device,
 ) -> list[Parameters]:
-    """Returns the initial parameters of each layer.
+    """Returns the initial parameters of the features in the slice `features` of each layer.
 
     `xs` and `ys` are samples of raw activations, of the same tokens in all layers. A feature is initialised from one
     token, as in a transcoder of one layer (`initial_parameters`). Its decoder rows have the directions y - mean of this
     token at all its outputs, in normalised units.
     """
     parameters = []
-    tokens = initial_tokens(run, len(xs[0]))
+    tokens = initial_tokens(run, len(xs[0]))[features]
     for i, count in enumerate(counts):
-        own = initial_parameters(run, xs[i], ys[i], x_means[i], scales[i], device=device)
+        own = initial_parameters(run, xs[i], ys[i], x_means[i], scales[i], features, device)
         rows = []
         for y, scale in zip(ys[i : i + count], scales[i : i + count], strict=True):
             centred = (y[tokens] - scale.y_mean.to(y.device)).to(device)

@@ -87,7 +87,15 @@ def _train(job: TrainingJob, device: str, collectives: Collectives) -> None:
         folders = iter(job.outputs)
         outputs = [{layer: next(folders) for layer in job.layers} for _ in job.runs]
         train_cross_layer_sweep(
-            job.runs, job.layers, job.activations, model, outputs, job.version, where, job.outliers
+            job.runs,
+            job.layers,
+            job.activations,
+            model,
+            outputs,
+            job.version,
+            collectives,
+            where,
+            job.outliers,
         )
         return
     [layer] = job.layers

@@ -1,4 +1,5 @@
-"""The training objective: activations, reconstruction loss, sparsity penalty and AuxK."""
+"""The training objective: activations, reconstruction loss, sparsity penalty, and the losses that revive dead features:
+AuxK (topk, batchtopk) and the pre-activation loss (relu, jumprelu)."""
 
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ EPSILON = 1e-12
 """Lower bound of divisors. The divisors are norms of outputs, and the variance of the residual error."""
 TANH_SCALE = 4.0
 """The constant c of the penalty tanh(c z |W_dec[i]|) (Anthropic, January 2025 update)."""
+BLOCK_ENTRIES = 2**22
+"""Maximum number of pre-activations of dead features in memory."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def compute_loss(
         z_dead = activate_top_k(p, run, min(max(1, x.shape[1] // 2), n_dead), x, dead, collectives)
         residual_hat = collectives.sum_over_features(z_dead.decode(p.W_dec.index_select(0, dead)))
         auxiliary = auxk_loss(run, residual, residual_hat, squared_error, tokens, collectives)
+    if run.pre_activation > 0:
+        auxiliary = pre_activation_loss(p, run, x, dead, variance, collectives) / tokens
 
     return LossTerms(
         loss=reconstruction + sparsity + auxiliary,
@@ -133,6 +138,44 @@ def auxk_loss(
     residual_variance = squared_residual - mean.square().sum()
     squared, _ = SquaredError.apply(residual, residual_hat)  # type: ignore[misc]
     return run.aux * squared.sum() / tokens / residual_variance.clamp_min(EPSILON)
+
+
+def pre_activation_loss(
+    p: Parameters,
+    run: Run,
+    x: Float[Tensor, "token d_in"],
+    dead: Int[Tensor, " dead"],
+    variance: float,
+    collectives: Collectives = SINGLE_PROCESS,
+) -> Float[Tensor, ""]:
+    """Returns `run.pre_activation` times the sum over tokens and dead features of ReLU(threshold_i - pre_i) |W_dec[i]|,
+    over √V (Anthropic, January 2025 update, where the sum is over all features). The threshold of relu is 0.
+
+    The encoder, the threshold and the decoder get gradients.
+    """
+    weight, bias, norm = (
+        tensor.index_select(0, dead) for tensor in (p.W_enc, p.encoder_bias, p.decoder_norm)
+    )
+    if p.threshold is not None:
+        bias = bias - p.threshold.index_select(0, dead)
+    # The sum of -(w x + b) over inactive tokens needs only their number and the sum of their x. So no [token, dead]
+    # tensor is kept for the gradient.
+    inactive, x_sum = _inactive_sums(x, weight.detach(), bias.detach())
+    lacking = -(bias * inactive + (weight * x_sum).sum(1))
+    return run.pre_activation * collectives.sum_over_features((norm * lacking).sum()) / variance**0.5
+
+
+@torch.no_grad()
+def _inactive_sums(
+    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "feature d_in"], bias: Float[Tensor, " feature"]
+) -> tuple[Float[Tensor, " feature"], Float[Tensor, "feature d_in"]]:
+    """Returns for each feature the number of tokens with weight x + bias < 0, and the sum of their x."""
+    count, x_sum = torch.zeros_like(bias), torch.zeros_like(weight)
+    for part in x.split(max(1, BLOCK_ENTRIES // max(1, len(weight)))):
+        inactive = (torch.nn.functional.linear(part, weight, bias) < 0).to(x.dtype)
+        count += inactive.sum(0)
+        x_sum.addmm_(inactive.T, part)
+    return count, x_sum
 
 
 @dataclass(frozen=True)

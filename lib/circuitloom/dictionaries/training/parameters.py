@@ -15,6 +15,10 @@ INITIAL_DECODER_NORM = 0.1
 """Initial norm of each decoder row. This norm is small compared with the norm √d of normalised outputs."""
 PER_FEATURE = ("W_enc", "b_enc", "W_dec", "threshold")
 """Parameters with one row or entry per feature."""
+RATE_TOKENS = 8192
+"""Number of tokens on which `initial_rate` is set."""
+BLOCK_ENTRIES = 2**22
+"""Maximum number of pre-activations in memory."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,12 @@ def initial_parameters(
 
     `x` and `y` are a sample of raw activations. Each feature is initialised from one token, which is drawn with the
     run's seed. The encoder row is the unit vector along x - mean. The decoder row has the direction of y - mean. b_enc
-    makes all pre-activations 0 at the mean of x. b_dec is the normalised mean of y.
+    makes all pre-activations 0 at the mean of x, or gives each feature the run's `initial_rate`. b_dec is the
+    normalised mean of y. Raises ValueError if the sample is too small for this rate.
     """
     # random directions gave a higher FVU and seven times as many dead features (docs/log.md)
     tokens = initial_tokens(run, len(x))[features]
+    rate_sample = x[:RATE_TOKENS]
     x, y = (side[tokens.to(side.device)].to(device or side.device) for side in (x, y))
     x_centre = x_mean.to(x.device)
     W_enc = unit_rows(x - x_centre)
@@ -99,9 +105,36 @@ def initial_parameters(
         else None,
         W_skip=torch.zeros(y.shape[1], x.shape[1], device=x.device) if run.skip else None,
     )
+    if run.initial_rate is not None:
+        threshold = 0.0 if parameters.threshold is None else run.initial_threshold
+        parameters.b_enc = threshold - _reached(run, W_enc, rate_sample) / scales.x
     for name, value in parameters.named():
         setattr(parameters, name, value.requires_grad_(True))
     return parameters
+
+
+def sample_rows(run: Run) -> int:
+    """Returns the number of rows that the sample of `initial_parameters` should have."""
+    return run.width if run.initial_rate is None else max(run.width, RATE_TOKENS)
+
+
+def _reached(
+    run: Run, W_enc: Float[Tensor, "feature d_in"], x: Float[Tensor, "token d_in"]
+) -> Float[Tensor, " feature"]:
+    """Returns for each feature a value that W_enc x exceeds on a fraction `run.initial_rate` of the tokens."""
+    assert run.initial_rate is not None
+    kept = round(run.initial_rate * len(x))
+    if not 0 < kept < len(x):
+        raise ValueError(
+            f"run {run.name}: initial_rate={run.initial_rate:g} is none or all of the {len(x)} tokens on which it is "
+            "set; choose another, or cache more tokens"
+        )
+    found = []
+    for rows in W_enc.split(max(1, BLOCK_ENTRIES // len(x))):
+        largest = (rows @ x.to(rows.device).T).topk(kept + 1, dim=1).values
+        # between two tokens, so that rounding does not decide
+        found.append((largest[:, kept - 1] + largest[:, kept]) / 2)
+    return torch.cat(found)
 
 
 def initial_tokens(run: Run, rows: int) -> Int[Tensor, " feature"]:

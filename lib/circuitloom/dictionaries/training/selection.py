@@ -6,8 +6,9 @@ put into groups, and the largest score of each group is found first. The k-th la
 bound of the k-th largest score. All scores that reach this bound are candidates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ The chosen number must divide the width, and must give at least k * `MIN_GROUPS_
 """
 MIN_GROUPS_PER_K = 4
 """Minimum ratio of the number of groups to k."""
+MapLayers = Callable[..., Iterable]
+"""`map`, or a function like it that works on several layers at a time."""
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def select_top_k(
 
     Ties with the k-th entry are included.
     """
-    scores, candidates = _BlockedScores(run, x, weight * norm[:, None], bias * norm), _Candidates()
+    scores, candidates = _BlockedScores(run, x, weight, bias, norm), _Candidates()
     wanted = candidates_per_token(k, len(norm), scores.are_rounded)
     for first, block in scores.blocks():
         candidates.add(first, block, top_k_per_row(block, wanted))
@@ -89,7 +92,10 @@ def select_top_k(
 
 @torch.no_grad()
 def select_batch_top_k(
-    run: Run, layers: Sequence[tuple[Parameters, Tensor]], collectives: Collectives = SINGLE_PROCESS
+    run: Run,
+    layers: Sequence[tuple[Parameters, Tensor]],
+    collectives: Collectives = SINGLE_PROCESS,
+    map_layers: MapLayers = map,
 ) -> list[SelectedEntries]:
     """Returns this process's entries among the largest positive scores (weight x + bias) * norm of several layers.
 
@@ -98,12 +104,12 @@ def select_batch_top_k(
     """
     norms = [p.decoder_norm for p, _ in layers]
     scores = [
-        _BlockedScores(run, x, p.W_enc * norm[:, None], p.encoder_bias * norm)
+        _BlockedScores(run, x, p.W_enc, p.encoder_bias, norm)
         for (p, x), norm in zip(layers, norms, strict=True)
     ]
     wanted = run.k * len(layers) * collectives.global_tokens(len(layers[0][1]))
     per_token = [min(len(norm), 2 * run.k) for norm in norms]
-    found = [_top_of_layer(each, n) for each, n in zip(scores, per_token, strict=True)]
+    found = list(map_layers(_top_of_layer, scores, per_token))
     while True:
         floor = kth_largest(torch.cat([exact for _, exact, _ in found]), wanted, collectives)
         # if the floor is below a block's bound, the block may have entries above the floor that were not found
@@ -123,6 +129,7 @@ def select_batch_top_k(
     ]
 
 
+@torch.no_grad()
 def _top_of_layer(
     scores: "_BlockedScores", per_token: int
 ) -> tuple[SparsityPattern, Float[Tensor, " entry"], Float[Tensor, ""]]:
@@ -193,12 +200,14 @@ def _local_kth_largest(values: Float[Tensor, " entry"], k: int) -> Float[Tensor,
 
 @dataclass(frozen=True)
 class _BlockedScores:
-    """Computes the scores weight x + bias in the run's precision, one block of tokens at a time."""
+    """Computes the scores (weight x + bias) * norm in the run's precision, one block of tokens at a time."""
 
     run: Run
     x: Float[Tensor, "token d_in"]
     weight: Float[Tensor, "feature d_in"]
     bias: Float[Tensor, " feature"]
+    norm: Float[Tensor, " feature"] | None = None
+    """Factor of the scores of each feature. None is 1."""
 
     @property
     def are_rounded(self) -> bool:
@@ -208,9 +217,7 @@ class _BlockedScores:
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "token feature"]]]:
         """Yields (flat index of the first entry, scores) for each block. The next block overwrites the scores."""
         dtype, width = score_dtype(self.run), len(self.bias)
-        # The bias is a column of the weight, because adding it takes two more passes over a block. Columns of zeros
-        # follow, because MKL is slower if the number of columns is odd.
-        weight = pad(torch.cat([self.weight, self.bias[:, None]], dim=1), (0, 3)).to(dtype).T
+        weight = self._scaled.to(dtype).T
         x = pad(pad(self.x, (0, 1), value=1.0), (0, 3)).to(dtype)
         rows = min(len(x), max(1, BLOCK_ENTRIES // width))
         buffer = torch.empty(rows, width, dtype=dtype)
@@ -225,7 +232,27 @@ class _BlockedScores:
         )
         if not self.are_rounded:
             return pattern, torch.cat(candidates.scores)
-        return pattern, pattern.sample(self.x, self.weight) + self.bias.index_select(0, pattern.feature)
+        d = self.x.shape[1]
+        scaled, bias = self._scaled[:, :d].contiguous(), self._scaled[:, d]
+        return pattern, pattern.sample(self.x, scaled) + bias.index_select(0, pattern.feature)
+
+    @cached_property
+    def _scaled(self) -> Float[Tensor, "feature d_in_plus_4"]:
+        """The weight and the bias, multiplied by the norm.
+
+        The bias is a column of the weight, because adding it takes two more passes over a block. Columns of zeros
+        follow, because MKL is slower if the number of columns is odd.
+        """
+        (width, d), norm = self.weight.shape, self.norm
+        scaled = self.weight.new_empty(width, d + 4)
+        scaled[:, d + 1 :] = 0
+        if norm is None:
+            scaled[:, :d], scaled[:, d] = self.weight, self.bias
+        else:
+            # written in place, because each copy of the weight is another pass over it
+            torch.mul(self.weight, norm[:, None], out=scaled[:, :d])
+            torch.mul(self.bias, norm, out=scaled[:, d])
+        return scaled
 
 
 class _Candidates:

@@ -7,6 +7,7 @@ If k of F features are active per token, a sparse product takes a fraction k/F o
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -136,6 +137,18 @@ class SparsityPattern(Entries):
         sums = values.new_zeros(self.width).index_add_(0, self.feature, values)
         return self.transposed_times(values, dense), sums
 
+    def transposed_times_by_rows(
+        self, values: Float[Tensor, " entry"], dense: Float[Tensor, "token d"], rows: int
+    ) -> Iterator[tuple[slice, Float[Tensor, "row d"]]]:
+        """Yields (features, those rows of `transposed_times`) for every `rows` features."""
+        order, start, token = self._transposed
+        values, bounds = values.index_select(0, order), start.tolist()
+        for first in range(0, self.width, rows):
+            features = slice(first, min(first + rows, self.width))
+            entries = slice(bounds[features.start], bounds[features.stop])
+            offsets = start[features.start : features.stop + 1] - entries.start
+            yield features, _weighted_sums(dense, token[entries], offsets, values[entries])
+
     @cached_property
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (order, start, token), the CSR layout of Z.T.
@@ -193,7 +206,10 @@ class Encode(torch.autograd.Function):
 
 
 class Decode(torch.autograd.Function):
-    """Returns Z @ W_dec. Z is the sparse [token, feature] matrix with the activations `z` at the entries."""
+    """Returns Z @ W_dec. Z is the sparse [token, feature] matrix with the activations `z` at the entries.
+
+    W_dec gets no gradient if it is detached.
+    """
 
     @staticmethod
     def forward(ctx, z: Tensor, W_dec: Tensor, pattern: Entries) -> Tensor:  # noqa: D102
@@ -206,4 +222,5 @@ class Decode(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):  # noqa: D102
         z, W_dec = ctx.saved_tensors
         gradient = ctx.pattern.operand(gradient.contiguous())
-        return ctx.pattern.sample(gradient, W_dec), ctx.pattern.transposed_times(z, gradient), None
+        on_W_dec = ctx.pattern.transposed_times(z, gradient) if ctx.needs_input_grad[1] else None
+        return ctx.pattern.sample(gradient, W_dec), on_W_dec, None

@@ -35,6 +35,7 @@ from ..dictionary import save_dictionary
 from .collectives import SINGLE_PROCESS, Collectives
 from .cross_layer_trainer import CrossLayerTrainer, batch_key
 from .paper_loss import PaperCoordinates, transcoder_coordinates
+from .parameters import sample_rows
 from .trainer import RunTrainer, Trainer
 
 HISTORY_EVERY = 10
@@ -132,6 +133,7 @@ def train_cross_layer_sweep(
     model: LanguageModel | None,
     outputs: Sequence[Mapping[int, Path]],
     version: str = "",
+    collectives: Collectives = SINGLE_PROCESS,
     device: torch.device | None = None,
     outliers: Outliers | None = None,
 ) -> None:
@@ -153,29 +155,33 @@ def train_cross_layer_sweep(
     batch = runs[0].batch
     if limits is not None:
         stores = with_limited_moments(stores, limits, batch, device)
-    sample = _read_sample(stores, max(run.width for run in runs), batch, device)
+    sample = _read_sample(stores, max(map(sample_rows, runs)), batch, device)
     if limits is not None:
         sample = limits.apply(sample)
     moments = {key: store.moments for key, store in stores.items()}
-    trainers = [CrossLayerTrainer(run, layers, moments, sample, device) for run in runs]
+    trainers = [CrossLayerTrainer(run, layers, moments, sample, collectives, device) for run in runs]
     del sample
-    mark = _fingerprint(runs, stores, device, outliers, version)
+    mark, part = _fingerprint(runs, stores, device, outliers, version), collectives.batch_slice(batch)
 
     def read_batches(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        return read_sites(stores, batch, stop, start, device=device)
+        return read_sites(stores, batch, stop, start, rows=part, device=device)
 
-    with partial_folder(outputs[0][layers[0]].parent / ".layers", mark) as partial:
+    with _shared_partial_folder(outputs[0][layers[0]].parent / ".layers", mark, collectives) as partial:
         history = train(trainers, read_batches, partial, limits=limits)
         for trainer, folders in zip(trainers, outputs, strict=True):
+            transcoder = trainer.transcoder()
+            if collectives.rank > 0:
+                continue
             rows = history[trainer.run.name]
             finished = {layer: partial / trainer.run.name / f"layer{layer}" for layer in layers}
-            save_cross_layer_transcoder(trainer.transcoder(), finished, trainer.run.model_dump(mode="json"))
+            save_cross_layer_transcoder(transcoder, finished, trainer.run.model_dump(mode="json"))
             for layer, folder in finished.items():
                 own = [row for row in rows if row["layer"] == layer]
                 write_table(HISTORY, own, folder / "history.parquet")
             for layer, folder in finished.items():
                 replace_folder(folder, folders[layer])
-        remove_partial_folder(partial)
+        if collectives.rank == 0:
+            remove_partial_folder(partial)
 
 
 def _fingerprint(
@@ -392,7 +398,7 @@ def _make_trainers(
     device: torch.device,
     limits: OutlierLimits | None,
 ) -> list[Trainer]:
-    sample = _read_sample(stores, max(run.width for run in runs), runs[0].batch, device)
+    sample = _read_sample(stores, max(map(sample_rows, runs)), runs[0].batch, device)
     if limits is not None:
         sample = limits.apply(sample)
     trainers = []

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ...activations.statistics import Moments
 from ...config.dictionaries import Run
-from ..dictionary import Dictionary
+from ..dictionary import Dictionary, Encoder
 from ..kernels.fixed_k import uses_kernels
 from .collectives import SINGLE_PROCESS, Collectives
 from .objective import TOPK_ACTS, LossTerms, compute_loss
 from .paper_loss import PaperCoordinates, remove_parallel_gradient, restore_unit_norm
-from .parameters import PER_FEATURE, Scales, initial_parameters, to_dictionary
+from .parameters import PER_FEATURE, Parameters, Scales, initial_parameters, to_dictionary
+
+D = TypeVar("D", bound=Encoder)
 
 THRESHOLD_RATE = 0.01
 """Rate of the moving average that becomes batchtopk's threshold. The average is over `LossTerms.min_active`."""
@@ -206,11 +208,7 @@ class Trainer(RunTrainer):
 
     def check(self) -> None:
         """Raise ArithmeticError if a parameter is not finite, or if copies of a parameter differ between processes."""
-        if not self.collectives.replicas_are_equal(self.parameters):
-            raise ArithmeticError(
-                f"run {self.run.name}, layer {self.layer}: replicated weights differ between processes; run again on "
-                "processors of one kind: the last good checkpoint is kept"
-            )
+        refuse_different_replicas(self.run, self.layer, self.parameters, self.collectives)
         refuse_infinite_weights(self.run, self.layer, self.parameters.tensors(), self.collectives)
 
     def dictionary(self) -> Dictionary:
@@ -225,12 +223,7 @@ class Trainer(RunTrainer):
             dictionary = to_dictionary(p, run, self.layer, self.scales, self.threshold)
         if not self.collectives.is_tensor_parallel:
             return dictionary
-        tensors = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
-        gathered = {
-            name: self.collectives.gather_features(value) if name in PER_FEATURE else value.cpu()
-            for name, value in tensors.items()
-        }
-        return dataclasses.replace(dictionary, **gathered)
+        return gather_features(dictionary, self.collectives)
 
     def state(self) -> dict[str, Any]:
         """Returns everything that the next step depends on, except the batch."""
@@ -269,9 +262,10 @@ class Trainer(RunTrainer):
 
 
 def dead_features(run: Run, index: int, tokens_since_fired: Int[Tensor, " feature"]) -> Int[Tensor, " dead"]:
-    """Returns the indices of the features that are dead for AuxK at step `index`. Empty if the run has no AuxK."""
+    """Returns the indices of the features that are dead at step `index`. Empty if no term of the loss revives them."""
+    revives = run.pre_activation > 0 or (run.aux != 0 and run.act in TOPK_ACTS)
     # no search before a feature can be dead, because the search makes the CPU wait for the GPU
-    if run.aux == 0 or run.act not in TOPK_ACTS or index * run.batch < run.dead_tokens:
+    if not revives or index * run.batch < run.dead_tokens:
         return torch.zeros(0, dtype=torch.int64, device=tokens_since_fired.device)
     return (tokens_since_fired >= run.dead_tokens).nonzero()[:, 0]
 
@@ -299,6 +293,25 @@ def divergence(
         f"{where}: the loss is {loss.item():.3g} at step {index}; lower its learning_rate ({run.learning_rate:g}); "
         "the last good checkpoint is kept"
     )
+
+
+def refuse_different_replicas(run: Run, layer: int, p: Parameters, collectives: Collectives) -> None:
+    """Raise ArithmeticError if copies of a parameter differ between processes."""
+    if not collectives.replicas_are_equal(p):
+        raise ArithmeticError(
+            f"run {run.name}, layer {layer}: replicated weights differ between processes; run again on processors of "
+            "one kind: the last good checkpoint is kept"
+        )
+
+
+def gather_features(dictionary: D, collectives: Collectives) -> D:
+    """Returns a dictionary with the features of all processes on rank 0. Other ranks get their own features."""
+    tensors = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
+    gathered = {
+        name: collectives.gather_features(value) if name in PER_FEATURE else value.cpu()
+        for name, value in tensors.items()
+    }
+    return dataclasses.replace(dictionary, **gathered)  # type: ignore[type-var]
 
 
 def refuse_infinite_weights(run: Run, layer: int, weights: list[Tensor], collectives: Collectives) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...core.atomic_io import FINGERPRINT_FILE, fsync, partial_folder, replace_folder
+from ...core.atomic_io import FINGERPRINT_FILE, fsync, partial_folder, remove_lock, replace_folder
 from ...core.progress import announce, progress
 
 
@@ -29,7 +29,7 @@ def export_folder(target: Path, work: Path, digest: str) -> Iterator[Path | None
         fsync(folder)
         replace_folder(folder, target)
     # some readers take every file of the folder for a part
-    work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
+    remove_lock(work)
 
 
 def write_missing(

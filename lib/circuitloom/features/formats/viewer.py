@@ -13,7 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...core.atomic_io import atomic_path, partial_folder, remove_partial_folder, write_atomically
+from ...core.atomic_io import (
+    atomic_path,
+    partial_folder,
+    remove_lock,
+    remove_partial_folder,
+    write_atomically,
+)
 from ...core.progress import announce
 from .feature_texts import TABLES, FeatureSource, FeatureTexts, json_list
 from .parts import join_files, write_missing
@@ -49,7 +55,7 @@ def export_viewer_features(sources: Iterable[FeatureSource], output: Path) -> No
             index[str(source.layer)] = {"filename": file.name, "offsets": offsets, "fingerprint": digest}
             write_atomically(folder / INDEX, gzip.compress(json.dumps(index).encode(), mtime=0))
             remove_partial_folder(work)
-        file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
+        remove_lock(file)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
