@@ -93,7 +93,9 @@ def make_layer(folder: Path, tokens: Tokens, layer: int, width: int) -> dict[str
     work.mkdir(parents=True)
     make_blocks(work, len(tokens), width, layer)
     site, decoders, norm = Site("mlp_in", layer), {layer: torch.zeros(width, 8)}, torch.zeros(width)
-    basis = FeatureBasis(run, layer, site, width, lambda x: (x, x, x), decoders, norm, "mlp_out", None, None, "")
+    basis = FeatureBasis(
+        run, layer, site, width, lambda x: (x, x, x), decoders, norm, "mlp_out", None, None, ""
+    )
     strings = pa.array([f" word{number}" for number in range(VOCABULARY)])
     tables = FeatureTables(basis, tokens, strings, Features(), work, len(tokens) * (CONTEXT - 1))
     files = {name: target / f"{name}.parquet" for name in TABLES}

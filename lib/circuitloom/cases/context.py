@@ -43,7 +43,7 @@ class CaseContext:
 
     def tracer(self) -> Tracer:
         """Returns a tracer with the transcoders under study."""
-        return Tracer(self.model, self.tokenizer, self.run, self.runs[self.run], self.context_length)
+        return Tracer(self.model, self.tokenizer, self.run, self.transcoders, self.context_length)
 
 
 def open_context(

@@ -183,17 +183,16 @@ class Study(Section):
         for each in (run, *others):
             if reason and each in self.runs and self.runs[each].is_cross_layer:
                 raise ValueError(f"cases.{name}.run: {each} is a cross-layer transcoder, and {reason}")
-        possible = self.transcoders if reason else self.traceable
-        known = ", ".join(possible) or "none: add a sweep of transcoders"
-        if not run or run not in possible:
+        allowed = self.transcoders if reason else self.traceable
+        known = ", ".join(allowed) or "none: add a sweep of transcoders"
+        if not run or run not in allowed:
             missing = f"{run} is no run of transcoders" if run else "a case study needs transcoders"
             raise ValueError(f"cases.{name}.run: {missing}; choose from {known}")
-        compared = self.cases[name].kind == "compare"
+        possible = allowed if self.cases[name].kind == "compare" else list(self.runs)
         for other in others:
-            if other not in (possible if compared else self.runs):
-                known = ", ".join(possible if compared else self.runs)
+            if other not in possible:
                 what = "no run of transcoders" if other in self.runs else "no run"
-                raise ValueError(f"cases.{name}: there is {what} {other}; choose from {known}")
+                raise ValueError(f"cases.{name}: there is {what} {other}; choose from {', '.join(possible)}")
 
     def _check_exchange(self) -> None:
         """Check that exported runs exist, and that the formats can represent them."""

@@ -89,7 +89,9 @@ def make_boolean_model(across: bool) -> BooleanModel:
     module = GPT2LMHeadModel(config)
     for parameter in module.parameters():
         parameter.data.zero_()
-    own, embedding = module.transformer, module.transformer.wte.weight.data
+    # torch types parts of a module as tensors or modules
+    own: Any = module.transformer
+    embedding = own.wte.weight.data
     embedding[:, -2:] = torch.tensor([CONSTANT, -CONSTANT])
     values = torch.tensor(list(itertools.product((0.0, 1.0), repeat=bits)))
     for i in range(bits):
@@ -151,7 +153,7 @@ def _truth(token: Tensor, values: Tensor, across: bool) -> dict[tuple[int, str],
     return steps | {(1, f"q_{j}"): q[j] for j in range(2)} | {(2, "r"): q[0] | q[1]}
 
 
-def _fetch_previous(model, place: dict[str, int]) -> None:
+def _fetch_previous(model: Any, place: dict[str, int]) -> None:
     """Set the head of layer 1: it attends to the previous position and copies p_0 to p_1 and p_2 to p_3."""
     attention = model.h[1].attn
     query, key, value = attention.c_attn.weight.data.split(D, dim=1)
