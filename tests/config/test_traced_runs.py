@@ -1,4 +1,4 @@
-"""Which runs prompts are traced through, and which stages refuse a cross-layer transcoder."""
+"""Which runs prompts are traced through, and which stages take a cross-layer transcoder."""
 
 from typing import Any
 
@@ -24,33 +24,23 @@ def test_a_prompt_is_traced_through_its_run_or_transcoders_or_a_cross_layer_tran
     assert both.traced_run == "tc"
     alone = study(["clt"], circuits={"prompts": PROMPTS})
     assert [alone.run_of_prompt(name) for name in PROMPTS] == ["clt", "clt"]
-    # no weight tables
-    assert alone.traced_run is None
+    assert alone.traced_run == "clt"
 
 
-REFUSED = {
-    "weight tables": (
-        {"circuits": {"run": "clt"}},
-        r"^circuits\.run: clt is a cross-layer .*circuits\.prompts\.NAME\.run",
-    ),
-    "components": (
-        {"circuits": {"behaviours": {"b": BEHAVIOUR}}},
-        r"^circuits\.behaviours\.b\.runs: clt is a cross-layer .*; choose a run of transcoders or SAEs",
-    ),
-    "a case study": (
-        {"cases": {"c": {"kind": "planted", "run": "clt", "runs": ["sae"]}}},
-        r"^cases\.c: clt is a cross-layer .*; choose a run of transcoders or SAEs",
-    ),
-    "a prompt through SAEs": (
-        {"circuits": {"prompts": {"one": {"text": "a", "run": "sae"}}}},
-        r"^circuits\.prompts\.one\.run: sae is no run of transcoders; choose from tc, clt",
-    ),
+TAKEN = {
+    "weight tables": {"circuits": {"run": "clt"}},
+    "components": {"circuits": {"behaviours": {"b": BEHAVIOUR}}},
+    "a case study": {"cases": {"c": {"kind": "planted", "run": "clt", "runs": ["sae"]}}},
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
-def test_what_cannot_use_a_cross_layer_transcoder_refuses_it_in_one_line(fault: str) -> None:
-    changes, message = REFUSED[fault]
-    with pytest.raises(ValueError, match=message) as error:
-        study(["transcoder", "clt", "sae"], **changes)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("use", TAKEN)
+def test_a_cross_layer_transcoder_is_taken_where_its_name_is_given(use: str) -> None:
+    study(["transcoder", "clt", "sae"], **TAKEN[use])
+
+
+def test_a_prompt_is_not_traced_through_saes() -> None:
+    with pytest.raises(
+        ValueError, match=r"^circuits\.prompts\.one\.run: sae is no run of transcoders; choose from tc, clt"
+    ):
+        study(["transcoder", "clt", "sae"], circuits={"prompts": {"one": {"text": "a", "run": "sae"}}})

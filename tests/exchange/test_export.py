@@ -211,7 +211,8 @@ def test_the_card_of_a_trained_run_has_no_keys_of_imports_and_no_k_that_does_not
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Trained by circuitloom in the study `study`" in card
     shown = yaml.safe_load(card.split("## Training\n\n```yaml\n")[1].split("```", 1)[0])
-    assert set(keys) - set(shown) == {"k", "files", "subfolder", "revision", "format", "largest_fvu"}
+    left_out = {"k", "files", "subfolder", "revision", "format", "largest_fvu", "initial_rate"}
+    assert set(keys) - set(shown) == left_out
     assert shown == {key: keys[key] for key in shown}
 
 

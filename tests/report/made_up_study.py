@@ -36,6 +36,7 @@ def make_study(
     tables = evaluation(layers) | _features(tokens[0], layers) | _behaviour()
     for number, token in enumerate(tokens):
         tables |= _circuit(f"{TRACE}{number or ''}", token, layers) | _claims(f"{CASE}{number or ''}", token)
+        tables |= _compared(f"{CASE}{number or ''}", token)
     message = f"2 documents of {tokens[0]} are blank"
     tables["corpus/notice"] = [{"subject": "train", "kind": "blank", "count": 2, "message": message}]
     for where, rows in tables.items():
@@ -243,3 +244,17 @@ def _claims(case: str, token: str) -> dict[str, list[dict]]:
             {**common, "claim": "third", "statement": "unmeasured", "holds": False},
         ]
     }
+
+
+def _compared(case: str, token: str) -> dict[str, list[dict]]:
+    runs = [
+        {"case_study": case, "group_name": group, "run": f"{group}-run", "parameters": 100, "features": 24, "l0": l0,
+         "fvu": 0.125, "dead": 0.25}
+        for group, l0 in (("narrow", 16.0), ("wide", 15.5))
+    ]  # fmt: skip
+    prompts = [
+        {**{key: run[key] for key in ("case_study", "group_name", "run")}, "prompt": 0, "text": token, "target": "logits",
+         "n_active": 9, "replacement_score": 0.75, "completeness_score": 0.875}
+        for run in runs
+    ]  # fmt: skip
+    return {f"cases/{case}/compared_run": runs, f"cases/{case}/compared_prompt": prompts}
