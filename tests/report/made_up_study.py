@@ -253,8 +253,8 @@ def _compared(case: str, token: str) -> dict[str, list[dict]]:
         for group, l0 in (("narrow", 16.0), ("wide", 15.5))
     ]  # fmt: skip
     prompts = [
-        {**{key: run[key] for key in ("case_study", "group_name", "run")}, "prompt": 0, "text": token, "target": "logits",
-         "n_active": 9, "replacement_score": 0.75, "completeness_score": 0.875}
+        {**{key: run[key] for key in ("case_study", "group_name", "run")}, "prompt": 0, "text": token,
+         "target": "logits", "n_active": 9, "replacement_score": 0.75, "completeness_score": 0.875}
         for run in runs
     ]  # fmt: skip
     return {f"cases/{case}/compared_run": runs, f"cases/{case}/compared_prompt": prompts}
