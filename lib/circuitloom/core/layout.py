@@ -25,6 +25,7 @@ TABLE_FOLDERS = {
     "evaluation": ("run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto"),
     "evaluation/baseline/*": ("baseline",),
     "features/*/*": FEATURE_TABLES,
+    "labels/*/*/*": ("label",),
     "circuits/weights/*/*": WEIGHTS_TABLES,
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
     "cases/*": (
@@ -170,6 +171,10 @@ class Layout:
     def feature_table(self, run: str, layer: int | str, table: str) -> Path:
         """File of a feature table of one run at one layer. `table` is one of FEATURE_TABLES."""
         return self.features(run, layer) / f"{table}.parquet"
+
+    def labels(self, maker: str, run: str, layer: int | str) -> Path:
+        """File of the labels of one run at one layer. `maker` is rules or model."""
+        return self.root / "labels" / maker / run / f"layer{layer}" / "label.parquet"
 
     @property
     def circuits(self) -> Path:

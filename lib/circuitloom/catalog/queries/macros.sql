@@ -431,6 +431,29 @@ FROM hits
 JOIN feature ON feature.run = hits.run AND feature.layer = hits.layer AND feature.feature = hits.feature
 ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
 
+-- name: labels
+-- The best label of each feature of a run and layer by F1, with its scores. NULL for run or layer means all.
+-- example: SELECT feature, label, f1 FROM labels($run, $layer) ORDER BY f1 DESC, feature LIMIT 5
+CREATE OR REPLACE MACRO labels(of_run, of_layer) AS TABLE
+SELECT *
+FROM label
+WHERE
+    (of_run IS NULL OR run = of_run)
+    AND (of_layer IS NULL OR layer = of_layer)
+    -- these are only for comparison
+    AND source NOT IN ('frequent', 'planted')
+QUALIFY row_number() OVER (PARTITION BY run, layer, feature ORDER BY f1 DESC NULLS LAST, source) = 1
+ORDER BY run, layer, feature;
+
+-- name: search_labels
+-- Features whose label contains a text, upper or lower case, the best described first.
+-- example: SELECT run, layer, feature, label, f1 FROM search_labels('after') LIMIT 5
+CREATE OR REPLACE MACRO search_labels(wanted) AS TABLE
+SELECT run, layer, feature, label, source, f1, precision, recall
+FROM labels(NULL, NULL)
+WHERE contains(lower(label), lower(wanted))
+ORDER BY f1 DESC NULLS LAST, run, layer, feature;
+
 -- name: marked_text
 -- Joins tokens into one text and puts the token at `place`, counted from 0, in [[ ]]. Bytes become characters.
 -- example: SELECT marked_text(['the', 'war', 'lasted'], 1) AS text

@@ -119,14 +119,3 @@ LOGIT = Table(
         "effect": (pa.float32(), "change of the logit for an activation of 1 and a denominator of 1"),
     },
 )
-LABEL = Table(
-    "label",
-    "Labels of features, made elsewhere. No stage writes this table; `circuitloom export --labels` reads it.",
-    ("run", "layer", "feature"),
-    {
-        "run": RUN_NAME,
-        "layer": LAYER,
-        "feature": FEATURE_INDEX,
-        "label": (STRING, "short text that says what the feature fires on"),
-    },
-)

@@ -9,15 +9,17 @@ from pyarrow import csv
 
 from ...core.errors import first_line
 from ...core.layout import Layout
-from ...core.tables.features import LABEL
+from ...core.tables import LABEL
 from ...core.tensor_headers import read_headers
 
+COLUMNS = ("run", "layer", "feature", "label")
+"""Columns of the table `label` that are read."""
 Labels = Mapping[tuple[int, int], str]
 """Maps (layer, feature) to a label."""
 
 
 def read_labels(file: Path, layout: Layout) -> dict[str, Labels]:
-    """Returns the labels of each run in `file`, a Parquet or CSV file with the columns of the table `label`.
+    """Returns the labels of each run in `file`, a Parquet or CSV file with the first columns of the table `label`.
 
     Other columns are left out. Raises ValueError if a column is missing or has another type, if a value is missing, if
     a feature occurs twice, or if the study has no such feature.
@@ -28,7 +30,7 @@ def read_labels(file: Path, layout: Layout) -> dict[str, Labels]:
     labels: dict[str, dict[tuple[int, int], str]] = {}
     widths: dict[tuple[str, int], int] = {}
     for number, row in enumerate(rows.to_pylist(), 1):
-        run, layer, feature, label = (row[name] for name in LABEL.columns)
+        run, layer, feature, label = (row[name] for name in COLUMNS)
         where = f"{file}: row {number}"
         if missing := [name for name, value in row.items() if value is None or value == ""]:
             raise ValueError(f"{where} has no {missing[0]}; add it, or remove the row")
@@ -47,8 +49,9 @@ def read_labels(file: Path, layout: Layout) -> dict[str, Labels]:
 
 
 def _read(file: Path) -> pa.Table:
-    """Returns the columns of the table `label`, in its types."""
-    names, schema = list(LABEL.columns), LABEL.schema.remove_metadata()
+    """Returns `COLUMNS`, in the types of the table `label`."""
+    names = list(COLUMNS)
+    schema = pa.schema([LABEL.schema.field(name) for name in names]).remove_metadata()
     try:
         if file.suffix == ".csv":
             # types are given, because a name of digits would be read as a number
