@@ -19,7 +19,7 @@ class Labels(Section):
     described: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Smallest F1, on the documents from which labels are learned, of a label. Features below it are shown as
     described by nothing."""
-    beam: PositiveInt = 3
+    beam: PositiveInt = 2
     """Number of descriptions that are refined at each step of the search."""
-    steps: NonNegativeInt = 2
+    steps: NonNegativeInt = 1
     """Number of times that descriptions are refined, by one condition each."""

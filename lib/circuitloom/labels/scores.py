@@ -6,6 +6,7 @@ that of the sum over documents of their influence on it (the linearized ratio es
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -82,26 +83,41 @@ class Truth:
     near: Bool[np.ndarray, " position"]
     """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
     document: Int[np.ndarray, " position"]
-    """Document of each position, from 0."""
+    """Document of each position, from 0, in order."""
 
+    @cached_property
+    def _counts(self) -> list[Float[np.ndarray, " document"]]:
+        """Number of tokens of each document where the feature fires, and of each kind of negatives."""
+        fires, hard, near = (
+            self.per_document(np.flatnonzero(each)) for each in (self.fires, self.hard, self.near)
+        )
+        return [fires, self.tokens - fires, hard, near]
 
-def detection(predicted: Bool[np.ndarray, " position"], truth: Truth) -> dict[str, float]:
-    """Returns the columns of the table `label` that compare predictions with where a feature fires."""
+    @cached_property
+    def tokens(self) -> Float[np.ndarray, " document"]:
+        """Number of tokens of each document."""
+        return np.bincount(self.document).astype(np.float64)
 
-    def per_document(where: Bool[np.ndarray, " position"]) -> Float[np.ndarray, " document"]:
-        n = int(truth.document[-1]) + 1 if len(truth.document) else 0
-        return np.bincount(truth.document[where], minlength=n).astype(np.float64)
+    def per_document(self, positions: Int[np.ndarray, " some"]) -> Float[np.ndarray, " document"]:
+        """Returns the number of positions in each document."""
+        return np.bincount(self.document[positions], minlength=len(self.tokens)).astype(np.float64)
 
-    fires, positive = per_document(truth.fires), per_document(predicted)
-    hits = per_document(truth.fires & predicted)
-    n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), fires.sum()
-    columns = {
-        "precision": n_hits / n_predicted if n_predicted else float("nan"),
-        "recall": n_hits / n_fires if n_fires else float("nan"),
-        **(f1(hits, positive, fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
-    }
-    others = {"balanced_accuracy": ~truth.fires, "hard_accuracy": truth.hard, "fuzzing": truth.near}
-    for name, negative in others.items():
-        false = per_document(negative & predicted)
-        columns |= balanced_accuracy(hits, fires, false, per_document(negative)).columns(name)
-    return columns
+    def detection(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+        """Returns the columns of the table `label` that compare predicted positions with where the feature fires."""
+        fires, *negatives = self._counts
+        positive = self.per_document(predicted)
+        hits = self.per_document(predicted[self.fires[predicted]])
+        n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), fires.sum()
+        columns = {
+            "precision": n_hits / n_predicted if n_predicted else float("nan"),
+            "recall": n_hits / n_fires if n_fires else float("nan"),
+            **(f1(hits, positive, fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
+        }
+        wrong = [
+            positive - hits,
+            *(self.per_document(predicted[each[predicted]]) for each in (self.hard, self.near)),
+        ]
+        names = ("balanced_accuracy", "hard_accuracy", "fuzzing")
+        for name, false, others in zip(names, wrong, negatives, strict=True):
+            columns |= balanced_accuracy(hits, fires, false, others).columns(name)
+        return columns
