@@ -6,6 +6,7 @@ in -ed", which reads "`by` after words in -ed".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -126,7 +127,7 @@ class Description:
     upstream: bool = False
     """Whether the description comes from what a feature upstream fires on."""
 
-    @property
+    @cached_property
     def words(self) -> int:
         """Number of words of the label, with a token as a word."""
         at_token = any(isinstance(each, Tokens) and each.place == 0 for each in self.conditions)

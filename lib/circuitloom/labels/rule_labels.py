@@ -211,7 +211,8 @@ class _Labeller:
             "source": RULE,
             "kind": found.description.kind if described else "none",
             "f1_learning": f1_learning,
-            **truth.detection(found.description.where(text.scoring, text)),
+            **truth.f1(where := found.description.where(text.scoring, text)),
+            **truth.accuracies(where),
         }
         counts = np.bincount(text.learning.unit(0)[fires], minlength=1)
         frequent = Description((Tokens(0, (int(counts.argmax()),)),))
@@ -220,7 +221,7 @@ class _Labeller:
             "label": frequent.text(text),
             "source": FREQUENT,
             "kind": frequent.kind,
-            **truth.detection(frequent.where(text.scoring, text)),
+            **truth.f1(frequent.where(text.scoring, text)),
         }
         if self.planted:
             concept, f1 = self.planted.best(fires)
@@ -230,7 +231,7 @@ class _Labeller:
                 "source": PLANTED,
                 "kind": "concept",
                 "f1_learning": f1,
-                **truth.detection(np.flatnonzero(self.planted.scoring[:, concept])),
+                **truth.f1(np.flatnonzero(self.planted.scoring[:, concept])),
             }
 
     def _truth(self, feature: int) -> Truth:
@@ -238,7 +239,7 @@ class _Labeller:
         fires = np.zeros(len(half), bool)
         fires[self.scoring.of(feature)] = True
         hard = hard_negatives(feature, self.scoring, self.neighbours)
-        return Truth(fires, hard, self.scoring.near(feature), half.document)
+        return Truth(fires, hard, self.scoring.near(feature), half.document, half.document_tokens)
 
 
 _SHARED: list[_Labeller] = []

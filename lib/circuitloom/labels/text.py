@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from ..corpus.token_arrays import TokenArrays, scored_positions
 from ..corpus.token_names import token_name
@@ -47,10 +47,10 @@ class Half:
         """Returns the number of positions."""
         return len(self.index)
 
-    @property
-    def n_documents(self) -> int:
-        """Number of documents with scored positions."""
-        return int(self.document[-1]) + 1 if len(self) else 0
+    @cached_property
+    def document_tokens(self) -> Float64[np.ndarray, " document"]:
+        """Number of positions in each document."""
+        return np.bincount(self.document).astype(np.float64)
 
     def unit(self, place: int) -> Int[np.ndarray, " position"]:
         """Returns the unit at a place of each position."""
