@@ -172,6 +172,15 @@ def _features(token: str, layers: Sequence[int]) -> dict[str, list[dict]]:
         tables[f"features/tc-a/layer{layer}/example"] = [{**key, **shown} for key in keys]
         logits = [{**key, "sign": sign, "token": token} for key in keys for sign in (1, -1)]
         tables[f"features/tc-a/layer{layer}/logit"] = logits
+    label = {
+        "run": "tc-a",
+        "layer": 0,
+        "feature": 3,
+        "label": f"`{token}` after `a`",
+        "source": "rule",
+        "f1": 0.75,
+    }
+    tables["labels/rules/tc-a/layer0/label"] = [label | {"kind": "context", "precision": 0.5, "recall": 0.25}]
     return tables
 
 

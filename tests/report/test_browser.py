@@ -43,12 +43,25 @@ def test_a_click_opens_the_panel_of_a_node(page) -> None:
     assert "influence\n0.5" in panel
     # edges, the strongest first: predicted, frozen, free
     assert "logit 'the'@2\t2\t2\t1" in panel
-    assert panel.index("0/3 'the'@1\t1\t1\t0.5") < panel.index("error 0 'the'@1\t0.25\t0.25\t0.125")
+    # a feature with a label
+    assert panel.index("0/3 'the'@1 `the` after `a` (F1 0.75)\t1\t1\t0.5") < panel.index(
+        "error 0 'the'@1\t0.25\t0.25\t0.125"
+    )
     assert "raises the logits of\n\nthe" in panel
     assert page.locator(".examples .tokens").inner_text().strip() == "2the b the"
     assert page.locator(".examples b").evaluate("e => e.style.backgroundColor") == "rgba(230, 159, 0, 0.75)"
     page.locator(".node-panel .close").click()
     assert page.locator(".node-panel").is_hidden()
+
+
+def test_a_feature_shows_its_label_and_its_score_on_hover(page) -> None:
+    node = page.locator(f"{NODE}[data-n='2']")
+    assert node.locator("text").all_text_contents() == ["`the` after", "`a`"]
+    assert node.locator("title").text_content() == "0/3 'the'@1 `the` after `a` (F1 0.75)"
+    assert node.get_attribute("aria-label").startswith("feature 0/3, `the` after `a` (F1 0.75), at the")
+    node.click()
+    assert page.locator(".node-panel h5").inner_text() == "0/3 'the'@1 `the` after `a` (F1 0.75)"
+    assert page.locator(f"{NODE}[data-n='1'] title").count() == 0
 
 
 def test_the_slider_keeps_nodes_up_to_the_share_and_all_targets_and_embeddings(page) -> None:

@@ -54,6 +54,8 @@ class TraceSection:
     """Share of the influence that the graph shows at first."""
     nodes: Answer
     edges: Answer
+    labels: Answer | None
+    """Labelled features of the graph. None if no feature has a label."""
     features: tuple[Answer, Answer]
     """Answers about the features of the graph: logit effects, and examples."""
     effects: Picture | None
@@ -189,6 +191,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
         share=readable_share(nodes.rows),
         nodes=nodes,
         edges=edges,
+        labels=ask("graph_labels", run=run) if any(row["feature_label"] for row in nodes.rows) else None,
         features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),
         effects=_picture(ask("effects", edges=EFFECTS), draw_effects),
         paths=ask("paths"),

@@ -521,6 +521,109 @@ JOIN feature AS this ON this.run = of_run AND this.layer = of_layer AND this.fea
 WHERE NOT (products.run = of_run AND products.layer = of_layer AND products.feature = of_feature)
 ORDER BY cosine DESC, products.run, products.layer, products.feature;
 
+-- name: supernodes
+-- Groups of features of a trace's graph that fire at one position and have equal labels, or activations over all tokens with at least this cosine.
+-- example: SELECT name, layer, feature, influence FROM supernodes($trace, 0.7) LIMIT 5
+CREATE OR REPLACE MACRO supernodes(of_trace, least_cosine) AS TABLE
+WITH RECURSIVE
+-- a root is what the graph explains, so it stays alone
+candidates AS (
+    SELECT node.node, node.layer, node.feature, node.position, node.influence, best.label
+    FROM node
+    LEFT JOIN labels((SELECT run FROM trace WHERE trace = of_trace), NULL) AS best
+        ON best.run = node.run AND best.layer = node.layer AND best.feature = node.feature AND best.kind <> 'none'
+    WHERE node.trace = of_trace AND node.kind = 'feature' AND node.in_graph AND NOT node.is_root
+),
+
+firing AS (
+    SELECT activation.layer, activation.feature, activation.sequence, activation.position, activation.activation
+    FROM activation
+    JOIN (SELECT DISTINCT layer, feature FROM candidates) AS chosen
+        ON chosen.layer = activation.layer AND chosen.feature = activation.feature
+    WHERE activation.run = (SELECT run FROM trace WHERE trace = of_trace)
+),
+
+norms AS (
+    SELECT layer, feature, sqrt(sum(activation * activation)) AS norm
+    FROM firing
+    GROUP BY ALL
+),
+
+products AS (
+    SELECT
+        one.layer AS layer,
+        one.feature AS feature,
+        other.layer AS other_layer,
+        other.feature AS other_feature,
+        sum(one.activation * other.activation) AS product
+    FROM firing AS one
+    JOIN firing AS other
+        ON one.sequence = other.sequence
+        AND one.position = other.position
+        AND (one.layer < other.layer OR (one.layer = other.layer AND one.feature < other.feature))
+    GROUP BY ALL
+),
+
+similar_pairs AS (
+    SELECT products.layer, products.feature, other_layer, other_feature
+    FROM products
+    JOIN norms AS this ON this.layer = products.layer AND this.feature = products.feature
+    JOIN norms AS other ON other.layer = other_layer AND other.feature = other_feature
+    WHERE product >= least_cosine * this.norm * other.norm
+),
+
+agreeing AS (
+    SELECT one.node, other.node AS other
+    FROM candidates AS one
+    JOIN candidates AS other ON other.position = one.position AND other.node <> one.node
+    LEFT JOIN similar_pairs AS pair
+        ON (pair.layer = one.layer AND pair.feature = one.feature AND other_layer = other.layer AND other_feature = other.feature)
+        OR (pair.layer = other.layer AND pair.feature = other.feature AND other_layer = one.layer AND other_feature = one.feature)
+    WHERE one.label = other.label OR pair.layer IS NOT NULL
+),
+
+-- agreement is passed on: all nodes that a chain of pairs connects are one group
+connected AS (
+    SELECT node, other
+    FROM agreeing
+    UNION
+    SELECT connected.node, agreeing.other
+    FROM connected
+    JOIN agreeing ON agreeing.node = connected.other
+),
+
+members AS (
+    SELECT node, min(other) AS first
+    FROM connected
+    GROUP BY node
+),
+
+groups AS (
+    SELECT
+        members.first,
+        sum(influence) AS influence,
+        concat(
+            arg_max(coalesce(label, concat(layer, '/', feature)), influence), ' @', any_value(position)
+        ) AS name
+    FROM members
+    JOIN candidates USING (node)
+    GROUP BY members.first
+)
+
+SELECT
+    dense_rank() OVER (ORDER BY groups.influence DESC, first) AS supernode,
+    name,
+    node,
+    layer,
+    feature,
+    position,
+    label,
+    candidates.influence
+FROM members
+JOIN groups USING (first)
+JOIN candidates USING (node)
+ORDER BY supernode, candidates.influence DESC, node;
+
 -- name: top_examples
 -- The largest activations of a feature in context. The token on which it fires is in [[ ]].
 -- example: SELECT rank, activation, text FROM top_examples($run, $layer, $feature)

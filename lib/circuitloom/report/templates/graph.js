@@ -196,6 +196,10 @@
   const formatNumber = (value) => value === null || value === undefined ? "–"
     : Number(Number(value).toPrecision(4)).toString();
 
+  // like node_text of report/graph.py
+  const nodeText = (row) => escapeInvisible(row.label) + (row.feature_label === null ? ""
+    : ` ${escapeInvisible(row.feature_label)}` + (row.label_f1 === null ? "" : ` (F1 ${Number(row.label_f1).toPrecision(2)})`));
+
   const answers = new Map();
   for (const script of document.querySelectorAll("script.rows")) answers.set(script.dataset.answer, script);
 
@@ -229,7 +233,7 @@
         this.graph.select(null);
         this.graph.byNumber.get(String(number)).focus();
       });
-      this.panel.replaceChildren(element("h5", escapeInvisible(row.label)), this.facts(row), close,
+      this.panel.replaceChildren(element("h5", nodeText(row)), this.facts(row), close,
         this.strongestEdges(row, "source_node", "target_node", "strongest outgoing edges"),
         this.strongestEdges(row, "target_node", "source_node", "strongest incoming edges"));
       if (row.kind === "feature") this.panel.append(this.logitEffects(row), this.examples(row));
@@ -252,14 +256,14 @@
         part.append(element("p", "none drawn"));
         return part;
       }
-      const labels = new Map(rowsOf(this.nodes).map((each) => [each.node, each.label]));
+      const texts = new Map(rowsOf(this.nodes).map((each) => [each.node, nodeText(each)]));
       const table = element("table");
       const head = table.createTHead().insertRow();
       for (const name of ["node", "predicted", "frozen", "free"]) head.append(element("th", name));
       const body = table.createTBody();
       for (const edge of own) {
         const line = body.insertRow();
-        line.append(element("td", escapeInvisible(labels.get(edge[other]))));
+        line.append(element("td", texts.get(edge[other])));
         for (const value of [edge.effect, edge.effect_frozen, edge.effect_free]) {
           line.append(element("td", formatNumber(value), "number"));
         }
