@@ -58,15 +58,13 @@ def client(tmp_path_factory) -> CatalogClient:
     )
     write_table(NODE, nodes(), layout.trace("some") / "node.parquet")
     for layer in (0, 1):
-        # another run has the same activations for all features and one label
-        for run, z in (
-            (RUN, lambda feature: ACTIVATIONS[layer, feature]),
-            (OTHER, lambda _: ACTIVATIONS[0, 0]),
-        ):
+        # all features of another run have the same activations, and one label
+        for run in (RUN, OTHER):
+            own = [ACTIVATIONS[(layer, feature) if run == RUN else (0, 0)] for feature in range(6)]
             rows = [
                 {"run": run, "layer": layer, "feature": feature, "sequence": token // 20, "position": token % 20,
                  "activation": value}
-                for feature in range(6) for token, value in enumerate(z(feature)) if value
+                for feature, z in enumerate(own) for token, value in enumerate(z) if value
             ]  # fmt: skip
             write_table(ACTIVATION, rows, layout.feature_table(run, layer, "activation"))
         labels = [

@@ -2,6 +2,10 @@
 
 import pytest
 from tests.report.browser import open_report
+from tests.report.test_graph import EDGES, NODES, TOKENS
+
+from circuitloom.report.graph import LABELLED_WIDTH, LEFT_MARGIN, graph_markup, lay_out
+from circuitloom.report.templates import read
 
 NODE = "figure.graph .node"
 
@@ -127,3 +131,44 @@ def test_graphs_are_drawn_without_scripts(browser, written) -> None:
         assert page.locator(NODE).count() == 6
         assert page.locator(".pruning").is_hidden()
         assert log.messages == []
+
+
+def test_a_labelled_graph_is_drawn_as_laid_out_and_pruned_nodes_leave_no_gaps(browser) -> None:
+    """Six labelled features of one token and layer, of which the first and the last stay after pruning."""
+    feature = NODES[1] | {"feature_label": "`by` after `was`", "label_f1": 0.5}
+    features = [feature | {"node": 10 + i, "cumulative": 0.1 if i in (0, 5) else 0.9} for i in range(6)]
+    graph = lay_out(
+        [*NODES[:1], *features, *NODES[2:]],
+        [*EDGES, {"source_node": 15, "target_node": 7, "effect": 1.0}],
+        TOKENS,
+    )
+    page = browser.new_page()
+    page.set_content(f"{graph_markup(graph, 'war')}<script>{read('graph.js')}</script>")
+
+    def placed() -> dict[int, float]:
+        pairs = page.eval_on_selector_all(".node", "all => all.map(e => [e.dataset.n, e.getCTM().e])")
+        return {int(number): x for number, x in pairs}
+
+    def curves() -> list[str]:
+        return page.eval_on_selector_all(".edges path", "all => all.map(e => e.getAttribute('d'))")
+
+    def numbers(curve: str) -> list[float]:
+        return [float(part) for part in curve.replace("M", "").replace("C", " ").split()]
+
+    scale = page.evaluate("() => document.querySelector('svg').getCTM().a")
+    assert {n: x / scale for n, x in placed().items()} == pytest.approx(
+        {node.number: node.x for node in graph.nodes}, abs=0.2
+    )
+    for found, expected in zip(curves(), [edge.curve for edge in graph.edges], strict=True):
+        assert numbers(found) == pytest.approx(numbers(expected), abs=0.2)
+    page.locator("input[type=range]").fill("50")
+    scale = page.evaluate("() => document.querySelector('svg').getCTM().a")
+    # the token before is one unit wide, and two features are, too
+    middle = LEFT_MARGIN + LABELLED_WIDTH * 1.5
+    found = {n: x / scale for n, x in placed().items()}
+    assert found[10] == pytest.approx(middle - LABELLED_WIDTH / 4, abs=0.2)
+    assert found[15] == pytest.approx(middle + LABELLED_WIDTH / 4, abs=0.2)
+    assert found[7] == pytest.approx(middle, abs=0.2)
+    moved = numbers(curves()[[(edge.source, edge.target) for edge in graph.edges].index((15, 7))])
+    assert (moved[0], moved[6]) == pytest.approx((found[15], found[7]), abs=0.2)
+    page.close()

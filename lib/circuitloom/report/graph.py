@@ -55,6 +55,10 @@ class PlacedNode:
     shape: str
     x: float
     y: float
+    column: int | None
+    """Position in the prompt."""
+    row: str
+    """Name of the row. Nodes of one column and row are side by side."""
     name: str
     """Text next to the node."""
     lines: tuple[str, ...]
@@ -90,6 +94,8 @@ class AxisLabel:
     x: float
     y: float
     text: str
+    column: int | None = None
+    """Position in the prompt of a token."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ class GraphLayout:
     layers: tuple[AxisLabel, ...]
     n_hidden: int
     """Number of edges that are not drawn because of the edge limit."""
+    unit: float
+    """Width of two nodes in graphs with labels, whose nodes graph.js moves together after pruning. Otherwise 0."""
 
 
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
@@ -180,8 +188,9 @@ def lay_out(
         height=bottom + 12,
         nodes=tuple(_node(row, *where[row["node"]]) for row in drawn),
         edges=tuple(drawn_edges),
+        unit=token_width if labelled else 0.0,
         tokens=tuple(
-            AxisLabel(pixels(x, 0)[0], bottom, _shortened(format_token(tokens[position])))
+            AxisLabel(pixels(x, 0)[0], bottom, _shortened(format_token(tokens[position])), position)
             for position, x in centres.items()
             if position is not None and position < len(tokens)
         ),
@@ -224,6 +233,8 @@ def _node(row: Row, x: float, y: float) -> PlacedNode:
         shape="triangle" if is_root and row["kind"] != "supernode" else _SHAPES.get(row["kind"], "circle"),
         x=x,
         y=y,
+        column=row["position"],
+        row=_row_name(row),
         name=(name := _name(row)),
         lines=tuple(_lines(row, name)),
         title=_title(row),
@@ -232,6 +243,15 @@ def _node(row: Row, x: float, y: float) -> PlacedNode:
         always_shown=_is_always_shown(row),
         cumulative=_cumulative(row),
     )
+
+
+def _row_name(row: Row) -> str:
+    """Returns a name of the row in which `place_nodes` puts a node."""
+    if row["is_root"] and row["kind"] != "feature":
+        return "target"
+    if row["kind"] in ("embedding", "position"):
+        return row["kind"]
+    return f"{'error' if row['kind'] == 'error' else 'layer'} {row['layer']}"
 
 
 def _is_always_shown(row: Row) -> bool:

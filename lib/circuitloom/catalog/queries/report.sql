@@ -358,6 +358,13 @@ SELECT claim, statement, value, low, high, relation, bound, holds, n, of, publis
 FROM claim
 WHERE case_study = $case
 
+-- name: case_labels
+-- Labels of the features that a case study names, with scores of each label.
+SELECT layer, feature, label, f1, precision, recall
+FROM labels($run, NULL)
+WHERE concat(layer, '/', feature) IN $features AND kind <> 'none'
+ORDER BY layer, feature
+
 -- name: behaviours
 -- Behaviours that the study measures outside of its case studies.
 SELECT DISTINCT behaviour

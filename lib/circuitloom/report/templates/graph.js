@@ -37,13 +37,13 @@
         this.prune();
         this.fire("graph-prune", { share: this.slider.value / 100 });
       });
+      this.prune();
       // the target is at the right end of most graphs
       const canvas = figure.querySelector(".canvas");
       const root = figure.querySelector(".root");
       // a root in view needs no scrolling, which would hide the names of the layers
       const x = root ? Number(root.dataset.x) : 0;
       if (x > canvas.clientWidth * 0.9) canvas.scrollLeft = x - canvas.clientWidth * 0.7;
-      this.prune();
     }
 
     fire(name, detail) {
@@ -81,9 +81,53 @@
         edge.classList.toggle("pruned", !kept);
         edges += kept ? 1 : 0;
       }
+      if (this.figure.dataset.unit) this.arrange(Number(this.figure.dataset.unit));
       this.figure.querySelector(".count").textContent =
         `${nodes} of ${this.nodes.length} nodes, ${edges} of ${this.edges.length} edges`;
       if (this.selected && this.selected.classList.contains("pruned")) this.select(null);
+    }
+
+    /** Move the visible nodes of each column together: labels need more space than a pruned graph can leave empty. */
+    arrange(unit) {
+      const left = 84; // LEFT_MARGIN of report/graph.py
+      const columns = new Map();
+      for (const node of this.nodes) {
+        if (node.classList.contains("pruned")) continue;
+        const rows = columns.get(Number(node.dataset.p)) || new Map();
+        rows.set(node.dataset.row, [...(rows.get(node.dataset.row) || []), node]);
+        columns.set(Number(node.dataset.p), rows);
+      }
+      const svg = this.figure.querySelector("svg");
+      const center = new Map();
+      let end = 0;
+      for (const [column, rows] of [...columns].sort(([a], [b]) => a - b)) {
+        const width = Math.max(1, ...[...rows.values()].map((row) => row.length / 2));
+        const middle = end + width / 2;
+        end += width;
+        center.set(String(column), left + unit * middle);
+        for (const row of rows.values()) {
+          row.forEach((node, i) => {
+            node.dataset.x = (left + unit * (middle + (i + 0.5 - row.length / 2) / 2)).toFixed(1);
+            node.setAttribute("transform", `translate(${node.dataset.x} ${node.dataset.y})`);
+          });
+        }
+      }
+      for (const token of svg.querySelectorAll("text.token")) {
+        token.classList.toggle("pruned", !center.has(token.dataset.p));
+        if (center.has(token.dataset.p)) token.setAttribute("x", center.get(token.dataset.p).toFixed(1));
+      }
+      for (const edge of this.edges) {
+        const [[x0, y0], [x1, y1]] = [edge.dataset.s, edge.dataset.t].map((name) => {
+          const { x, y } = this.byNumber.get(name).dataset;
+          return [Number(x), Number(y)];
+        });
+        const bend = (y0 - y1) * 0.45;
+        edge.setAttribute("d", `M${x0} ${y0}C${x0} ${y0 - bend} ${x1} ${y1 + bend} ${x1} ${y1}`);
+      }
+      const [, , , height] = svg.getAttribute("viewBox").split(" ");
+      const width = left + unit * (end + 0.2);
+      svg.setAttribute("width", width);
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     }
 
     activate(node, event) {
