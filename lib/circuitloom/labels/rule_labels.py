@@ -23,9 +23,9 @@ from jaxtyping import Bool, Int
 from ..config.labels import Labels
 from ..core.progress import progress
 from ..core.tables import LABEL, read_table, table_writer
-from .conditions import Description, Tokens
+from .conditions import Description, TokenAt
 from .firings import Neighbours, hard_negatives, read_firings
-from .learning import MAX_TOKENS, Candidate, Learner, Search, near_of
+from .learning import MAX_TOKENS, Candidate, Learner, SearchSettings, near_of
 from .scores import Truth
 from .text import LabelText, shown
 
@@ -111,7 +111,7 @@ def write_rule_labels(
     `text` has `context` tokens per sequence. The labels do not depend on the number of processes. Raises ValueError if
     a table is damaged.
     """
-    learner = Learner(text, Search(config.cost, config.beam, config.steps))
+    learner = Learner(text, SearchSettings(config.cost, config.beam, config.steps))
     known: dict[tuple[int, int], Description] = {}
     total = sum(pq.read_metadata(files.feature).num_rows for files in layers.values())
     with progress(f"labels: {run}", total, "features") as bar:
@@ -203,34 +203,39 @@ class _Labeller:
             # it fires on no document from which labels are learned
             yield {**shared, "label": UNDESCRIBED, "source": RULE, "kind": "none"}
             return
-        f1_learning = found.hits / max(1, len(fires) + found.predicted) * 2
-        described = f1_learning >= self.config.described
+        where = found.description.where(text.scoring, text)
+        f1_learning = 2 * found.hits / (len(fires) + found.predicted)
+        scores = truth.f1(where)
+        f1 = scores["f1"]
+        # without a score, which a feature that fires on no scoring document lacks, that of learning decides
+        described = (f1_learning if np.isnan(f1) else f1) >= self.config.described
         yield {
             **shared,
             "label": found.description.text(text) if described else UNDESCRIBED,
             "source": RULE,
             "kind": found.description.kind if described else "none",
             "f1_learning": f1_learning,
-            **truth.detection(found.description.where(text.scoring, text)),
+            **scores,
+            **truth.accuracies(where),
         }
         counts = np.bincount(text.learning.unit(0)[fires], minlength=1)
-        frequent = Description((Tokens(0, (int(counts.argmax()),)),))
+        frequent = Description((TokenAt(0, (int(counts.argmax()),)),))
         yield {
             **shared,
             "label": frequent.text(text),
             "source": FREQUENT,
             "kind": frequent.kind,
-            **truth.detection(frequent.where(text.scoring, text)),
+            **truth.f1(frequent.where(text.scoring, text)),
         }
         if self.planted:
-            concept, f1 = self.planted.best(fires)
+            concept, f1_learning = self.planted.best(fires)
             yield {
                 **shared,
                 "label": self.planted.names[concept],
                 "source": PLANTED,
                 "kind": "concept",
-                "f1_learning": f1,
-                **truth.detection(np.flatnonzero(self.planted.scoring[:, concept])),
+                "f1_learning": f1_learning,
+                **truth.f1(np.flatnonzero(self.planted.scoring[:, concept])),
             }
 
     def _truth(self, feature: int) -> Truth:
@@ -238,7 +243,7 @@ class _Labeller:
         fires = np.zeros(len(half), bool)
         fires[self.scoring.of(feature)] = True
         hard = hard_negatives(feature, self.scoring, self.neighbours)
-        return Truth(fires, hard, self.scoring.near(feature), half.document)
+        return Truth(fires, hard, self.scoring.near(feature), half.document, half.document_tokens)
 
 
 _SHARED: list[_Labeller] = []
@@ -275,7 +280,7 @@ def _upstream(
     found: dict[int, list[Description]] = {}
     for feature, units in _units(files.deembedding, text, ["direct"]).items():
         found[feature] = [
-            Description((Tokens(0, tuple(units[:n])),), upstream=True)
+            Description((TokenAt(0, tuple(units[:n])),), upstream=True)
             for n in range(1, min(MAX_TOKENS, len(units)) + 1)
         ]
     if files.connection is None:

@@ -79,45 +79,47 @@ class Truth:
 
     fires: Bool[np.ndarray, " position"]
     hard: Bool[np.ndarray, " position"]
-    """Tokens on which a similar feature fires and this one does not."""
+    """TokenAt on which a similar feature fires and this one does not."""
     near: Bool[np.ndarray, " position"]
-    """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
+    """TokenAt near a token on which the feature fires, in its document, on which it does not fire."""
     document: Int[np.ndarray, " position"]
     """Document of each position, from 0, in order."""
 
-    @cached_property
-    def _counts(self) -> list[Float[np.ndarray, " document"]]:
-        """Number of tokens of each document where the feature fires, and of each kind of negatives."""
-        fires, hard, near = (
-            self.per_document(np.flatnonzero(each)) for each in (self.fires, self.hard, self.near)
-        )
-        return [fires, self.tokens - fires, hard, near]
+    tokens: Float[np.ndarray, " document"]
+    """Number of tokens of each document."""
 
     @cached_property
-    def tokens(self) -> Float[np.ndarray, " document"]:
-        """Number of tokens of each document."""
-        return np.bincount(self.document).astype(np.float64)
+    def _fires(self) -> Float[np.ndarray, " document"]:
+        return self.per_document(np.flatnonzero(self.fires))
 
     def per_document(self, positions: Int[np.ndarray, " some"]) -> Float[np.ndarray, " document"]:
         """Returns the number of positions in each document."""
         return np.bincount(self.document[positions], minlength=len(self.tokens)).astype(np.float64)
 
-    def detection(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
-        """Returns the columns of the table `label` that compare predicted positions with where the feature fires."""
-        fires, *negatives = self._counts
-        positive = self.per_document(predicted)
-        hits = self.per_document(predicted[self.fires[predicted]])
-        n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), fires.sum()
-        columns = {
+    def f1(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+        """Returns precision, recall and F1 of predicted positions, as columns of the table `label`."""
+        positive, hits = self._predicted(predicted)
+        n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), self._fires.sum()
+        return {
             "precision": n_hits / n_predicted if n_predicted else float("nan"),
             "recall": n_hits / n_fires if n_fires else float("nan"),
-            **(f1(hits, positive, fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
+            **(f1(hits, positive, self._fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
         }
-        wrong = [
-            positive - hits,
-            *(self.per_document(predicted[each[predicted]]) for each in (self.hard, self.near)),
-        ]
-        names = ("balanced_accuracy", "hard_accuracy", "fuzzing")
-        for name, false, others in zip(names, wrong, negatives, strict=True):
+
+    def accuracies(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+        """Returns the balanced accuracies of predicted positions against each kind of negatives, as columns."""
+        positive, hits = self._predicted(predicted)
+        fires = self._fires
+        columns = balanced_accuracy(hits, fires, positive - hits, self.tokens - fires).columns(
+            "balanced_accuracy"
+        )
+        for name, negative in {"hard_accuracy": self.hard, "fuzzing": self.near}.items():
+            false, others = (
+                self.per_document(each) for each in (predicted[negative[predicted]], np.flatnonzero(negative))
+            )
             columns |= balanced_accuracy(hits, fires, false, others).columns(name)
         return columns
+
+    def _predicted(self, predicted: Int[np.ndarray, " some"]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the number of predicted positions in each document, and of those where the feature fires."""
+        return self.per_document(predicted), self.per_document(predicted[self.fires[predicted]])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from ..corpus.token_arrays import TokenArrays, scored_positions
 from ..corpus.token_names import token_name
@@ -47,10 +47,10 @@ class Half:
         """Returns the number of positions."""
         return len(self.index)
 
-    @property
-    def n_documents(self) -> int:
-        """Number of documents with scored positions."""
-        return int(self.document[-1]) + 1 if len(self) else 0
+    @cached_property
+    def document_tokens(self) -> Float64[np.ndarray, " document"]:
+        """Number of positions in each document."""
+        return np.bincount(self.document).astype(np.float64)
 
     def unit(self, place: int) -> Int[np.ndarray, " position"]:
         """Returns the unit at a place of each position."""
@@ -147,7 +147,7 @@ def shown(token: str) -> str:
 def read_text(tokens: TokenArrays, sequences: int, strings: list[str]) -> LabelText:
     """Returns the first `sequences` sequences as text for labels. `strings` has the text of each token id.
 
-    Tokens that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
+    TokenAt that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
     """
     rows = slice(sequences)
     token = np.asarray(tokens.read(tokens.token, rows))
@@ -222,11 +222,11 @@ class _Positions:
     def _place(self) -> Int[np.ndarray, "sequence position"]:
         position = np.broadcast_to(np.arange(self.unit.shape[1]), self.unit.shape)
         first = np.maximum.accumulate(np.where(self._starts, position, 0), 1)
-        # a separator before the document counts for it, but is not its first token
-        separated = np.take_along_axis(self.separator, first, 1)
+        before = (~self.separator).cumsum(1) - ~self.separator
+        # a sequence may begin with a separator within a document
         continues = self.document[:, 0] == np.append(-1, self.document[:-1, -1])
-        known = (first > 0) | separated | ~continues[:, None]
-        return np.where(known, position - first - separated, UNKNOWN)
+        known = (first > 0) | ~continues[:, None]
+        return np.where(known, before - np.take_along_axis(before, first, 1), UNKNOWN)
 
     @cached_property
     def _flags(self) -> dict[str, Bool[np.ndarray, "sequence position"]]:
