@@ -1,5 +1,6 @@
 """Paths of a study's files under results/STUDY, for the workflow's rules and the library."""
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +177,10 @@ class Layout:
         """File of the labels of one run at one layer. `maker` is rules or model."""
         return self.root / "labels" / maker / run / f"layer{layer}" / "label.parquet"
 
+    def label_files(self, run: str) -> list[Path]:
+        """Files of the labels of a run that exist, of all makers and layers."""
+        return sorted(self.root.glob(f"labels/*/{glob.escape(run)}/layer*/label.parquet"))
+
     @property
     def circuits(self) -> Path:
         """Folder of all traces, behaviours and analyses of weights."""
@@ -188,6 +193,10 @@ class Layout:
     def behaviour(self, behaviour: str) -> Path:
         """Folder of a behaviour, with BEHAVIOUR_TABLES."""
         return self.circuits / behaviour
+
+    def supernodes(self, trace: str) -> Path:
+        """File of the supernodes of a trace that were saved in the explorer. No rule makes it."""
+        return self.trace(trace) / "supernodes.json"
 
     def weights(self, run: str, layer: int | str) -> Path:
         """Folder of the analysis of one run's weights at one layer, with WEIGHTS_TABLES."""
