@@ -7,6 +7,7 @@ rule build_catalog:
         TARGETS["dictionaries"],
         TARGETS["features"],
         TARGETS["circuits"],
+        TARGETS["labels"],
         TARGETS["cases"],
         TARGETS["evaluation"],
         TARGETS["language_model"],

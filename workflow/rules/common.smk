@@ -246,6 +246,18 @@ def feature_files(run, layer):
     return [LAYOUT.feature_table(run, layer, table) for table in FEATURE_TABLES]
 
 
+def label_weights(wildcards):
+    """Returns the tables of connections and de-embeddings of a run, or no file if its weights are not analysed."""
+    if wildcards.run != STUDY.traced_run:
+        return []
+    tables = ("connection", "deembedding")
+    return [
+        LAYOUT.weights(wildcards.run, layer) / f"{table}.parquet"
+        for layer in STUDY.layers
+        for table in tables
+    ]
+
+
 def traced_run(trace):
     """Returns the run of transcoders, or the cross-layer transcoder, that a prompt is traced through."""
     return STUDY.run_of_prompt(trace)

@@ -22,6 +22,8 @@ class JobMemory(Section):
     """Memory for the model, for the dictionaries of a sweep, and for the activations of a group of features."""
     circuits: PositiveInt = 32_000
     """Memory for the model, for the dictionaries of all layers, and for the graph before pruning."""
+    labels: PositiveInt = 8_000
+    """Memory for the activations of a layer, 14 bytes each, and for the held-out text, 150 bytes per token."""
     cases: PositiveInt = 32_000
     """Memory for the model, and for the dictionaries of all layers."""
     exchange: PositiveInt = 16_000
@@ -49,6 +51,8 @@ class JobRuntime(Section):
     """Time for two passes over the held-out tokens."""
     circuits: PositiveInt = 240
     """Time for one prompt or all prompts of a run, for one behaviour, or for the weights of all layers."""
+    labels: PositiveInt = 240
+    """Time for the features of a run in all layers."""
     cases: PositiveInt = 480
     """Time for one case study."""
     exchange: PositiveInt = 120

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from ..core.hub import is_hub_name
+from ..core.layout import NEURONS
 from .activations import MLP_OUTPUTS, Activations
 from .base import Section, as_list
 from .cases import Cases
@@ -17,6 +18,7 @@ from .dictionaries import Run, expand_sweep, run_name
 from .evaluation import Evaluation
 from .exchange import Exchange, refusal
 from .features import Features
+from .labels import Labels
 from .language_model import HubModel, LanguageModel, Pretrain
 from .machine import Machine
 from .messages import one_line, unknown_key
@@ -56,6 +58,8 @@ class Study(Section):
     """Feature tables."""
     circuits: Circuits = Circuits()
     """Traced prompts, behaviours and analysis of weights."""
+    labels: Labels = Labels()
+    """Short texts that say what features fire on."""
     cases: Cases = {}
     """Case studies by name, or the path of a YAML file with case studies, or a list of paths. A later file overrides
     keys of the same case study in earlier files."""
@@ -99,6 +103,7 @@ class Study(Section):
         self._check_circuits()
         for name in self.cases:
             self._check_case(name)
+        self._check_labels()
         self._check_exchange()
         return self
 
@@ -193,6 +198,14 @@ class Study(Section):
             if other not in possible:
                 what = "no run of transcoders" if other in self.runs else "no run"
                 raise ValueError(f"cases.{name}: there is {what} {other}; choose from {', '.join(possible)}")
+
+    def _check_labels(self) -> None:
+        """Check that labelled runs have feature tables."""
+        tabulated = [*self.runs, *([] if self.features.neurons == 0 else [NEURONS])]
+        for name in self.labels.runs or []:
+            if name not in tabulated:
+                known = ", ".join(tabulated) or "none: add a sweep"
+                raise ValueError(f"labels.runs: {name} has no feature tables; choose from {known}")
 
     def _check_exchange(self) -> None:
         """Check that exported runs exist, and that the formats can represent them."""

@@ -168,3 +168,11 @@ def scored_positions(
     scored = tokens >= 0 if separator_id is None else tokens != separator_id
     scored[:, 0] = False
     return scored
+
+
+def count_sequences(tokens: TokenArrays, wanted: int | None) -> int:
+    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1.
+
+    If `wanted` is None, all sequences are counted.
+    """
+    return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))

@@ -35,11 +35,3 @@ class Tokens(TokenArrays):
 def open_tokens(path: Path | str) -> Tokens:
     """Open the token arrays in `path`, to be read as tensors. The errors are those of `open_token_arrays`."""
     return Tokens(**vars(open_token_arrays(path)))
-
-
-def count_sequences(tokens: Tokens, wanted: int | None) -> int:
-    """Returns the number of complete sequences in the first `wanted` tokens, but at least 1.
-
-    If `wanted` is None, all sequences are counted.
-    """
-    return len(tokens) if wanted is None else min(len(tokens), max(1, wanted // tokens.context))

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..config.evaluation import Evaluation
-from ..corpus.token_arrays import scored_positions
-from ..corpus.tokens import Tokens, count_sequences
+from ..corpus.token_arrays import count_sequences, scored_positions
+from ..corpus.tokens import Tokens
 from ..language_model.batches import Batch, sequences_per_pass
 from ..language_model.model import LanguageModel
 

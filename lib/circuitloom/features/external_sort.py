@@ -20,7 +20,8 @@ from jaxtyping import Float, Float32, Int, Integer
 from ..config.features import Features
 from ..core.atomic_io import fsync
 from ..core.progress import progress
-from ..corpus.tokens import Tokens, count_sequences
+from ..corpus.token_arrays import count_sequences
+from ..corpus.tokens import Tokens
 from ..evaluation.held_out import HeldOut, load_sequences, passes
 from ..language_model.batches import Batch
 from ..language_model.hooks import capture

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..core.progress import announce, progress
 from ..corpus.chronicle.grammar import greater_than_prompts
-from ..corpus.token_arrays import scored_positions
+from ..corpus.token_arrays import count_sequences, scored_positions
 from ..corpus.tokenizer import Tokenizer
-from ..corpus.tokens import Tokens, count_sequences
+from ..corpus.tokens import Tokens
 from .batches import sequences_per_pass
 from .hooks import Site, capture, edited
 from .lm_head import LMHead, find_lm_head

@@ -15,6 +15,8 @@ from .stages import (
     evaluation,
     exchange,
     features,
+    labelled_runs,
+    labels,
     language_model,
 )
 from .training import dictionaries
@@ -26,6 +28,7 @@ linearly in log(d_model)."""
 SHARE_OF_PEAK = {
     "language_model": (0.55, 1.0), "activations": (0.75, 1.0), "dictionaries": (0.22, 0.36), "evaluation": (0.7, 0.9),
     "features": (0.5, 0.9), "circuits": (0.05, 0.11), "cases": (0.35, 0.4), "exchange": (1.0, 1.0),
+    "labels": (1.0, 1.0),
 }  # fmt: skip
 """Fraction of the measured rate of matrix products that each stage reaches on CPUs, in models up to `NARROW` and from
 `WIDE` on: products of wide models take more of the time, and reach more of the rate. Pretraining and training use the
@@ -33,7 +36,7 @@ fast number format, all other stages float32.
 
 Fitted to quickstart, stories260k and gemma-3-270m-small on a processor without bfloat16 (docs/benchmarks/quickstart.md,
 gemma-3-270m.md). The narrow values of pretraining and training lie between two processors, whose values differ by
-factors of 1.4 and 1.9. Exports compute nothing.
+factors of 1.4 and 1.9. Exports and labels compute no matrix products.
 """
 UNFUSED_RATE = (9e9, 3e10)
 """Bytes per second of a forward pass on CPUs, outside matrix products, in models with gated MLPs: their norms, rotary
@@ -74,6 +77,7 @@ def works_of(study: Study) -> list[Work]:
         evaluation(study, held_out),
         features(study, held_out),
         circuits(study),
+        *([labels(study, held_out)] if labelled_runs(study) else []),
         cases(study, held_out),
         # a stage that makes nothing has no line
         *([exchange(study)] if study.exported_runs else []),
@@ -99,6 +103,7 @@ _SMALLER = {
     "evaluation": "lower evaluation.batch, or use fewer runs per sweep",
     "features": "lower features.batch, or use fewer runs per sweep",
     "circuits": "use narrower dictionaries, or a smaller model",
+    "labels": "lower features.tokens, or label fewer runs",
     "cases": "use narrower dictionaries, or fewer runs per case study",
     "exchange": "use narrower dictionaries",
 }

@@ -6,6 +6,7 @@ from ..activations.cache import MOST_SEQUENCES
 from ..config import Study
 from ..config.corpus import HubDataset as HubCorpus
 from ..config.language_model import HubModel, Pretrain
+from ..core.layout import NEURONS
 from ..evaluation.replacement import ENCODE_ELEMENTS
 from ..evaluation.scoring import HIDDEN_BYTES
 from ..features.external_sort import ENCODE_BATCH
@@ -53,6 +54,12 @@ INSTALL_SECONDS = 6.0
 EXPORT_RATE, EXPORT_COPIES = 200e6, 3
 """Bytes of weights that an export reads, writes and hashes per second, and copies of a layer in memory. Both are
 assumed, not measured."""
+LABEL_PROCESS_BYTES, LABEL_TEXT_BYTES, LABEL_FIRING_BYTES = 300e6, 400, 24
+"""Bytes of memory of a job that labels features: its libraries, and per token and per activation of a layer."""
+LABEL_BYTES = 250
+"""Bytes on disk per labelled feature."""
+LABEL_SECONDS, LABEL_FIRING_SECONDS = 8e-3, 1e-7
+"""Seconds of labelling per feature and per activation, of one core."""
 HEAD_BLOCKS = 4
 """Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
@@ -352,6 +359,37 @@ def cases(study: Study, held_out: float) -> Work:
         read=weights * len(widths),
         files=10 * len(widths),
     )
+
+
+def labels(study: Study, held_out: float) -> Work:
+    """Returns the work of labelling features. Each run has a job, which takes the layers one after the other."""
+    shape, layers = study.shape, len(study.layers)
+    tokens = min(study.features.tokens or held_out, held_out)
+    widths, fires = [], []
+    for name in labelled_runs(study):
+        run = study.runs.get(name)
+        widths.append(run.width if run else shape.d_mlp)
+        fires.append(firing(run) if run else FIRING_NEURONS * shape.d_mlp)
+    features, fired = layers * sum(widths), tokens * layers * sum(fires)
+    memory = LABEL_PROCESS_BYTES + tokens * (LABEL_TEXT_BYTES + LABEL_FIRING_BYTES * max(fires, default=0))
+    return Work(
+        "labels",
+        tokens=tokens * len(widths),
+        disk=features * LABEL_BYTES,
+        memory=memory,
+        jobs=max(1, len(widths)),
+        starts=len(widths),
+        host_memory=memory,
+        fixed_seconds=features * LABEL_SECONDS + fired * LABEL_FIRING_SECONDS,
+        read=fired * ACTIVATION_BYTES,
+        files=layers * len(widths),
+    )
+
+
+def labelled_runs(study: Study) -> list[str]:
+    """Returns the names of the runs whose features are labelled. `neurons` is one of them if they are tabulated."""
+    neurons = [] if study.features.neurons == 0 else [NEURONS]
+    return [*study.runs, *neurons] if study.labels.runs is None else study.labels.runs
 
 
 def exchange(study: Study) -> Work:

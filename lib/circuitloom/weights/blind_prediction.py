@@ -28,7 +28,8 @@ from ..attribution.capture import ModelWeights
 from ..attribution.direct_effects import AttributionTargets, make_targets
 from ..attribution.linearized_model import LinearizedModel, linearize_sequences
 from ..core.tables import BLIND, write_table
-from ..corpus.tokens import Tokens, count_sequences
+from ..corpus.token_arrays import count_sequences
+from ..corpus.tokens import Tokens
 from ..dictionaries.cross_layer import LayerDictionary
 from ..evaluation.concept_matching import scored_activations, sparse_activations
 from ..evaluation.held_out import HeldOut, load_sequences

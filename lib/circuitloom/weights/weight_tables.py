@@ -6,7 +6,8 @@ from pathlib import Path
 from ..attribution.capture import read_weights
 from ..attribution.linearized_model import linearize_sequences
 from ..config.circuits import WeightsConfig
-from ..corpus.tokens import Tokens, count_sequences
+from ..corpus.token_arrays import count_sequences
+from ..corpus.tokens import Tokens
 from ..dictionaries.cross_layer import LayerDictionary
 from ..language_model.model import LanguageModel
 from .blind_prediction import write_blind_predictions

@@ -13,7 +13,8 @@ from ...config.cases import FeatureCase
 from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
 from ...corpus.prompt_text import AnswerToken, print_notes
-from ...corpus.tokens import Tokens, count_sequences
+from ...corpus.token_arrays import count_sequences
+from ...corpus.tokens import Tokens
 from ...evaluation.concept_matching import scored_activations, sparse_activations
 from ...evaluation.held_out import HeldOut, load_sequences
 from ...language_model.hooks import Site

@@ -18,10 +18,10 @@ def _score(name: str, meaning: str) -> dict[str, tuple[pa.DataType, str]]:
 
 LABEL = Table(
     "label",
-    "Labels of features: short texts that say what a feature fires on, with scores on documents from which no label was "
-    "learned. A label predicts at each token whether the feature fires there. All activations above 0 count. A feature "
-    "has a row per source; `labels` and `search_labels` give the one with the highest F1. A score is null if it was not "
-    "measured or is 0 / 0.",
+    "Labels of features: short texts that say what a feature fires on, with scores on documents from which no label "
+    "was learned. A label predicts at each token whether the feature fires there. All activations above 0 count. A "
+    "feature has a row per source; `labels` and `search_labels` give the one with the highest F1. A score is null if "
+    "it was not measured or is 0 / 0.",
     ("run", "layer", "feature", "source"),
     {
         "run": RUN_NAME,
@@ -36,8 +36,8 @@ LABEL = Table(
         ),
         "kind": (
             STRING,
-            "what the label describes, such as token, class, context or position; `none`: nothing describes the feature, "
-            "and the scores are those of the best attempt; of a label by a language model: `text`",
+            "what the label describes, such as token, class, context or position; `none`: nothing describes the "
+            "feature, and the scores are those of the best attempt; of a label by a language model: `text`",
         ),
         "precision": (FLOAT, "share of the predicted tokens on which the feature fires"),
         "recall": (FLOAT, "share of the tokens on which the feature fires that are predicted"),

@@ -1,0 +1,25 @@
+"""Config of the labels: how features are described."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from .base import Section
+
+
+class Labels(Section):
+    """Labels of features: short texts that say what a feature fires on, learned from the feature tables of half of the
+    held-out documents and scored on the other half."""
+
+    runs: list[str] | None = None
+    """Names of the runs whose features are labelled; `neurons` are MLP neurons. With null, all runs with feature tables
+    are labelled, and with [] none."""
+    cost: NonNegativeFloat = 0.01
+    """Cost of a word, in F1: a longer label must be better by as much."""
+    described: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Smallest F1, on the documents from which labels are learned, of a label. Features below it are shown as
+    described by nothing."""
+    beam: PositiveInt = 3
+    """Number of descriptions that are refined at each step of the search."""
+    steps: NonNegativeInt = 2
+    """Number of times that descriptions are refined, by one condition each."""

@@ -1,0 +1,217 @@
+"""Conditions on a position of a text, of which descriptions are made, and how a description is put into words.
+
+A description is a conjunction of conditions, such as "the token is `by`" and "the token before is in the class: words
+in -ed", which reads "`by` after words in -ed".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from .text import BRACKETS, PLACES, QUOTES, REPEATED, SENTENCE, Half, LabelText
+
+NEAR_PLACE = 100
+"""Place of conditions on any of the tokens near before a position."""
+_AFTER = {
+    1: "after",
+    2: "two tokens after",
+    3: "three tokens after",
+    4: "four tokens after",
+    NEAR_PLACE: "soon after",
+}
+_ANY = "anything"
+"""Word for the token itself if no condition is on it."""
+_FLAGS = {
+    REPEATED: ("repeated", "repeated tokens"),
+    BRACKETS: ("in brackets", "anything in brackets"),
+    QUOTES: ("in quotes", "anything in quotes"),
+    SENTENCE: ("starting a sentence", "first token of a sentence"),
+}
+"""Maps a flag to its words behind a description of the token, and alone."""
+
+
+Positions = Int[np.ndarray, " some"] | slice
+EVERYWHERE = slice(None)
+
+
+class Condition(Protocol):
+    """A condition on a position."""
+
+    @property
+    def words(self) -> int:
+        """Number of words that the condition adds to a label."""
+        ...
+
+    def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
+        """Returns whether the condition holds at positions of a half."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token at a place is one of some tokens, or in a class."""
+
+    place: int
+    """One of PLACES, or NEAR_PLACE: any of the tokens near before."""
+    units: tuple[int, ...] = ()
+    name: str = ""
+    """Name of the class. Empty if `units` are given."""
+    said: bool = False
+    """Of the next token: whether the feature raises the logits of these tokens."""
+
+    @property
+    def words(self) -> int:
+        """Number of words."""
+        about = 0 if self.place == 0 else len(_AFTER.get(self.place, "before").split())
+        return about + (len(self.units) or len(self.name.split()))
+
+    def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
+        """Returns whether the condition holds at positions of a half."""
+        if self.name:
+            member = text.classes[self.name]
+        elif len(self.units) == 1 and self.place != NEAR_PLACE:
+            return half.unit(self.place)[at] == self.units[0]
+        else:
+            member = np.zeros(len(text.names) + 1, bool)
+            member[list(self.units)] = True
+        if self.place == NEAR_PLACE:
+            return member[half.near[at]].any(1)
+        return member[half.unit(self.place)[at]]
+
+    def shown(self, text: LabelText) -> str:
+        """Returns the tokens or the class in words."""
+        return self.name or ", ".join(f"`{text.names[unit]}`" for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of positions is set."""
+
+    name: str
+
+    @property
+    def words(self) -> int:
+        """Number of words."""
+        return len(_FLAGS[self.name][0].split())
+
+    def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
+        """Returns whether the condition holds at positions of a half."""
+        return half.flags[self.name][at]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The position is among the first tokens of its document."""
+
+    tokens: int
+
+    @property
+    def words(self) -> int:
+        """Number of words."""
+        return 5
+
+    def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
+        """Returns whether the condition holds at positions of a half."""
+        return half.place[at] < self.tokens
+
+
+@dataclass(frozen=True)
+class Description:
+    """Conditions that hold together. Without conditions: every token."""
+
+    conditions: tuple[Condition, ...] = ()
+    upstream: bool = False
+    """Whether the description comes from what a feature upstream fires on."""
+
+    @property
+    def words(self) -> int:
+        """Number of words of the label, with a token as a word."""
+        at_token = any(isinstance(each, Tokens) and each.place == 0 for each in self.conditions)
+        said = any(isinstance(each, Tokens) and each.said for each in self.conditions)
+        return sum(each.words for each in self.conditions) + (0 if at_token or said else 1)
+
+    def holds(self, half: Half, text: LabelText) -> Bool[np.ndarray, " position"]:
+        """Returns whether the description holds at each position of a half."""
+        result = np.ones(len(half), bool)
+        for condition in self.conditions:
+            result &= condition.holds(half, text)
+        return result
+
+    @property
+    def is_near(self) -> bool:
+        """Whether a condition is on the tokens near before."""
+        return any(isinstance(each, Tokens) and each.place == NEAR_PLACE for each in self.conditions)
+
+    @property
+    def kind(self) -> str:
+        """Kind of the description, for the table `label`."""
+        match self.conditions:
+            case _ if self.upstream:
+                kind = "upstream"
+            case ():
+                kind = "always"
+            case (Tokens(place=0) as only,):
+                kind = "class" if only.name else "token"
+            case (Tokens() as only,):
+                kind = "output" if only.said else "context"
+            case (_,):
+                kind = "position"
+            case several:
+                tokens = [each for each in several if isinstance(each, Tokens) and len(each.units) == 1]
+                in_a_row = sorted(each.place for each in tokens) == list(range(len(several)))
+                kind = "n-gram" if in_a_row else "conjunction"
+        return kind
+
+    def text(self, text: LabelText) -> str:
+        """Returns the label."""
+        tokens = {each.place: each for each in self.conditions if isinstance(each, Tokens)}
+        flags = [each.name for each in self.conditions if isinstance(each, Flag)]
+        starts = [each.tokens for each in self.conditions if isinstance(each, Start)]
+        parts = []
+        if here := tokens.get(0):
+            parts.append(here.shown(text))
+        after = _after(tokens, text)
+        said = tokens.get(-1)
+        if said and said.said:
+            # what a feature promotes comes first: "says `by` after `was`"
+            parts.insert(0, f"says {said.shown(text)}" + (" at" if here else ""))
+        elif said:
+            after.append(f"before {said.shown(text)}")
+        if not parts:
+            if not self.conditions:
+                return "almost every token"
+            if flags and not after and not starts:
+                first, *flags = flags
+                parts.append(_FLAGS[first][1])
+            elif not (starts and not after):
+                parts.append(_ANY)
+        parts += after
+        parts += [_FLAGS[name][0] for name in flags]
+        if starts:
+            which = "token" if min(starts) == 1 else f"{min(starts)} tokens"
+            parts.append(f"in the first {which} of a document" if parts else f"first {which} of a document")
+        return " ".join(parts)
+
+
+def _after(tokens: dict[int, Tokens], text: LabelText) -> list[str]:
+    """Returns the words for the tokens before a position. Single tokens in a row are written as a text."""
+    places = [place for place in (*PLACES[1:5], NEAR_PLACE) if place in tokens]
+    row: list[int] = []
+    for place in places:
+        if place == len(row) + 1 and len(tokens[place].units) == 1:
+            row.append(place)
+    parts = []
+    if len(row) > 1:
+        joined = " ".join(text.names[tokens[place].units[0]] for place in reversed(row))
+        parts.append(f"after `{joined}`")
+    else:
+        row = []
+    return parts + [f"{_AFTER[place]} {tokens[place].shown(text)}" for place in places if place not in row]
+
+
+def distinct(descriptions: Sequence[Description]) -> list[Description]:
+    """Returns the descriptions without those whose conditions occur before."""
+    return list({frozenset(each.conditions): each for each in reversed(descriptions)}.values())[::-1]

@@ -1,0 +1,107 @@
+"""Scores of labels: how well a prediction, per token, tells where a feature fires.
+
+Every score is a smooth function of sums over documents, such as F1 = 2 hits / (predicted + fires). Its variance is
+that of the sum over documents of their influence on it (the linearized ratio estimator; Cochran, Sampling Techniques,
+1977, chapter 6), so that the tokens of a document need not be independent.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+QUANTILE = 1.959964
+"""Of the normal distribution, for 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and its 95 % interval. NaN if it is 0 / 0; the ends are NaN if it rests on fewer than two documents."""
+
+    value: float
+    low: float
+    high: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Returns the columns of a table."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+UNKNOWN_SCORE = Score(float("nan"), float("nan"), float("nan"))
+
+
+def interval(value: float, influence: Float[np.ndarray, " document"]) -> Score:
+    """Returns a score with its interval, within 0 and 1, from the influence of each document on it."""
+    n = int(np.count_nonzero(~np.isnan(influence)))
+    if np.isnan(value) or n < 2:
+        return Score(value, float("nan"), float("nan"))
+    margin = QUANTILE * float(np.sqrt(n / (n - 1) * np.nansum(influence**2)))
+    return Score(value, max(0.0, value - margin), min(1.0, value + margin))
+
+
+def f1(
+    hits: Float[np.ndarray, " document"],
+    predicted: Float[np.ndarray, " document"],
+    fires: Float[np.ndarray, " document"],
+) -> Score:
+    """Returns F1, given the number of tokens of each document where the feature fires as predicted, where it is
+    predicted to fire, and where it fires."""
+    part, whole = 2 * hits, predicted + fires
+    total = float(whole.sum())
+    if not total:
+        return UNKNOWN_SCORE
+    value = float(part.sum()) / total
+    return interval(value, np.where(whole > 0, (part - value * whole) / total, np.nan))
+
+
+def balanced_accuracy(
+    hits: Float[np.ndarray, " document"],
+    fires: Float[np.ndarray, " document"],
+    false: Float[np.ndarray, " document"],
+    negatives: Float[np.ndarray, " document"],
+) -> Score:
+    """Returns the mean of recall and of the share of negatives that are not predicted.
+
+    `false` is the number of predicted negatives per document. Negatives are tokens without the feature.
+    """
+    n_fires, n_negatives = float(fires.sum()), float(negatives.sum())
+    if not n_fires or not n_negatives:
+        return UNKNOWN_SCORE
+    recall, wrong = float(hits.sum()) / n_fires, float(false.sum()) / n_negatives
+    influence = ((hits - recall * fires) / n_fires - (false - wrong * negatives) / n_negatives) / 2
+    return interval((recall + 1 - wrong) / 2, np.where(fires + negatives > 0, influence, np.nan))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where a feature fires on the scoring documents, and which other tokens are compared."""
+
+    fires: Bool[np.ndarray, " position"]
+    hard: Bool[np.ndarray, " position"]
+    """Tokens on which a similar feature fires and this one does not."""
+    near: Bool[np.ndarray, " position"]
+    """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
+    document: Int[np.ndarray, " position"]
+    """Document of each position, from 0."""
+
+
+def detection(predicted: Bool[np.ndarray, " position"], truth: Truth) -> dict[str, float]:
+    """Returns the columns of the table `label` that compare predictions with where a feature fires."""
+
+    def per_document(where: Bool[np.ndarray, " position"]) -> Float[np.ndarray, " document"]:
+        n = int(truth.document[-1]) + 1 if len(truth.document) else 0
+        return np.bincount(truth.document[where], minlength=n).astype(np.float64)
+
+    fires, positive = per_document(truth.fires), per_document(predicted)
+    hits = per_document(truth.fires & predicted)
+    n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), fires.sum()
+    columns = {
+        "precision": n_hits / n_predicted if n_predicted else float("nan"),
+        "recall": n_hits / n_fires if n_fires else float("nan"),
+        **(f1(hits, positive, fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
+    }
+    others = {"balanced_accuracy": ~truth.fires, "hard_accuracy": truth.hard, "fuzzing": truth.near}
+    for name, negative in others.items():
+        false = per_document(negative & predicted)
+        columns |= balanced_accuracy(hits, fires, false, per_document(negative)).columns(name)
+    return columns
