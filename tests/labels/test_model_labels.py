@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tests.activations.inputs import make_tokens
@@ -146,9 +145,10 @@ def test_the_model_sees_examples_of_learning_documents_and_no_activation_of_scor
 ) -> None:
     asked = label(source, tmp_path, features=[3]).server.questions
     learning, scoring = (set() for _ in range(2))
+    documents = source.tokens.take_document(slice(source.sequences)).numpy()
     for row in read_table(source.tables["example"]).to_pylist():
         if row["feature"] == 3:
-            document = source.text.document[row["sequence"] * source.text.context + row["position"]]
+            document = documents[row["sequence"], row["position"]]
             (learning if document % 2 == 0 else scoring).add("".join(row["tokens"]))
     first, *verdicts = asked
     shown = [re.sub(r"^\d+: |[\[\]]", "", line) for line in first.splitlines() if re.match(r"\d+: ", line)]
@@ -249,4 +249,3 @@ def test_features_that_never_fire_or_do_not_exist_are_named(
 def test_a_number_of_features_is_spread_over_those_that_fire(source: LabelSource) -> None:
     assert source.choose(3) == [0, 9, 18]
     assert source.choose(500) == list(range(WIDTH - 1))
-    assert np.array_equal(source.alive, np.arange(WIDTH - 1))

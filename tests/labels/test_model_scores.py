@@ -79,7 +79,7 @@ def test_intervals_contain_the_true_f1_of_samples_about_as_often_as_they_say() -
     n, without, recall, false = 400, 9600, 0.8, 0.05
     true = 2 * n * recall / (n * recall + without * false + n)
     inside = 0
-    for _ in range(200):
+    for _ in range(60):
         strata = [
             stratum(n, (random.random(40) < recall).astype(int).tolist()),
             stratum(without, (random.random(40) < false).astype(int).tolist(), 40),
@@ -87,7 +87,7 @@ def test_intervals_contain_the_true_f1_of_samples_about_as_often_as_they_say() -
         empty = stratum(0, [])
         columns = Verdicts(strata[:1], empty, empty, strata[1]).columns()
         inside += columns["f1_low"] <= true <= columns["f1_high"]
-    assert 0.88 <= inside / 200 <= 1
+    assert inside >= 53
 
 
 def test_the_same_verdicts_give_the_same_interval() -> None:

@@ -11,7 +11,7 @@ from tests.models import VOCABULARY, tiny_model
 
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.features.basis import FeatureBasis
-from circuitloom.labels.contexts import FeatureFirings
+from circuitloom.labels.contexts import FeatureActivations
 from circuitloom.labels.output_effects import ScaledContexts, _changes, choose_contexts, output_scores
 from circuitloom.language_model.hooks import Site, edited
 from circuitloom.language_model.lm_head import find_lm_head
@@ -27,12 +27,12 @@ def model(tmp_path_factory) -> LanguageModel:
 TOKENS = make_tokens(40)
 
 
-def random_firings(features: int, seed: int = 0) -> dict[int, FeatureFirings]:
+def random_firings(features: int, seed: int = 0) -> dict[int, FeatureActivations]:
     random = np.random.default_rng(seed)
     position = random.integers(1, TOKENS.context, (features, 6))
     sequence = np.stack([random.permutation(len(TOKENS))[:6] for _ in range(features)])
     index = np.sort(sequence * TOKENS.context + position)
-    return {i: FeatureFirings(index[i], random.random(6) + 0.5) for i in range(features)}
+    return {i: FeatureActivations(index[i], random.random(6) + 0.5) for i in range(features)}
 
 
 def with_decoders(basis: FeatureBasis, site: str, decoders: dict[int, torch.Tensor]) -> FeatureBasis:
@@ -133,13 +133,13 @@ def test_a_feature_without_effect_scores_one_half_exactly(model: LanguageModel) 
 
 def test_features_that_do_not_fire_or_promote_nothing_have_no_score(model: LanguageModel) -> None:
     firings = random_firings(3)
-    firings[1] = FeatureFirings(np.zeros(0, np.int64), np.zeros(0))
+    firings[1] = FeatureActivations(np.zeros(0, np.int64), np.zeros(0))
     assert set(output_scores(model, make_basis(model), TOKENS, firings, {0: [5], 1: [5], 2: []})) == {0}
     assert output_scores(model, make_basis(model), TOKENS, {}, {}) == {}
 
 
 def test_contexts_are_spread_over_bands_of_activation() -> None:
     value = np.array([0.1, 0.15, 0.2, 0.3, 0.6, 1.0])
-    chosen = choose_contexts({7: FeatureFirings(np.arange(6), value)}, 4)
+    chosen = choose_contexts({7: FeatureActivations(np.arange(6), value)}, 4)
     assert sorted(np.minimum(chosen.value * 4, 3).astype(int).tolist()) == [0, 1, 2, 3]
     assert (chosen.feature == 7).all() and isinstance(chosen, ScaledContexts)

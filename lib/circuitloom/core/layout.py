@@ -176,6 +176,11 @@ class Layout:
         """File of the labels of one run at one layer. `maker` is rules or model."""
         return self.root / "labels" / maker / run / f"layer{layer}" / "label.parquet"
 
+    def label_answers(self, run: str, layer: int | str) -> Path:
+        """File of the answers of language models about the features of one run at one layer. It is no output of a rule:
+        it stays when the labels are made again."""
+        return self.labels("model", run, layer).with_name("answers.jsonl")
+
     @property
     def circuits(self) -> Path:
         """Folder of all traces, behaviours and analyses of weights."""

@@ -17,20 +17,19 @@ from ..config.label_model import LabelModel
 from ..core.progress import announce
 from ..core.tables import LABEL, write_table
 from .answers import STAGE, Journal, ask_all, count_tokens
-from .contexts import FeatureFirings, JudgedTokens, Sample, find_neighbours, read_firings, sample_tokens
-from .label_source import LabelSource
+from .contexts import FeatureActivations, JudgedTokens, Sample, read_activations, sample_tokens
+from .firings import Neighbours, read_firings
+from .label_source import PROMOTED, LabelSource
 from .model_client import ModelClient, Question
 from .model_scores import NOT_MEASURED, SampledScore, Stratum, Verdicts
 from .prompts import label_question, read_label, read_verdict, verdict_question
 
 TYPICAL_LABEL = "a word or a kind of words, after another word"
 """Label of usual length, for the estimate of the cost."""
-PROMOTED = 8
-"""Number of tokens with raised logits that the model sees."""
 SHOWN = 5
 """Largest number of features that a notice lists."""
 
-OutputScores = Callable[[Mapping[int, FeatureFirings]], Mapping[int, SampledScore]]
+OutputScores = Callable[[Mapping[int, FeatureActivations]], Mapping[int, SampledScore]]
 """Function that returns the output scores of features, given where they fire on the scoring documents."""
 
 
@@ -67,7 +66,7 @@ def write_model_labels(
     ask_all(
         client, journal, [each for asked in questions.values() for each in asked], f"verdicts: {source.where}"
     )
-    output = output_scores({feature: work.scoring_firings(feature) for feature in labels})
+    output = output_scores({feature: work.scoring_activations(feature) for feature in labels})
     rows = []
     unread: list[str] = []
     for feature, label in labels.items():
@@ -100,23 +99,20 @@ class ModelLabelling:
     """The questions about some features, and what their answers mean."""
 
     def __init__(self, source: LabelSource, config: LabelModel, features: Sequence[int]) -> None:
-        self._source, self._config = source, config
-        context, file = source.text.context, source.tables["activation"]
-        self._firings = read_firings(file, features, context)
-        neighbours = find_neighbours(
-            file, self._firings, source.text, source.width, f"similar features: {source.where}"
-        )
-        others = read_firings(
-            file, sorted({each for found in neighbours.values() for each in found}), context
-        )
+        self._source = source
+        file, context, text = source.tables["activation"], source.tokens.context, source.text
+        self._activations = read_activations(file, features, context)
+        learning, self._scoring = read_firings(file, source.width, context, text)
+        neighbours = Neighbours(learning, len(text.names) + 1)
         self._tokens: dict[int, JudgedTokens] = {
             feature: sample_tokens(
-                source.text,
-                self._firings[feature],
-                [others[each] for each in neighbours[feature]],
+                feature,
+                self._scoring,
+                neighbours,
+                self._activations[feature],
                 config.contexts,
                 source.bands,
-                (source.layer, feature),
+                source.layer,
             )
             for feature in features
         }
@@ -152,18 +148,18 @@ class ModelLabelling:
 
     def verdict_questions(self, feature: int, label: str) -> list[Question]:
         """Returns the questions whether a label says that the feature fires on the sampled tokens, in their order."""
-        index = np.concatenate([sample.index for sample in self._tokens[feature].strata])
-        return [verdict_question(label, text, self._source.spacing) for text in self._source.marked(index)]
+        position = np.concatenate([sample.position for sample in self._tokens[feature].strata])
+        return [verdict_question(label, text, self._source.spacing) for text in self._source.marked(position)]
 
     def verdicts(self, feature: int, verdicts: Sequence[bool | None]) -> Verdicts:
         """Returns the verdicts on a feature's sampled tokens by stratum. None: neither yes nor no."""
         said = iter(verdicts)
-        document = self._source.text.document
+        document = self._source.text.scoring.document
 
         def stratum(sample: Sample) -> Stratum:
             kept = [
                 (place, verdict)
-                for place, verdict in zip(sample.index.tolist(), said, strict=False)
+                for place, verdict in zip(sample.position.tolist(), said, strict=False)
                 if verdict is not None
             ]
             places, predicted = zip(*kept, strict=True) if kept else ((), ())
@@ -173,10 +169,9 @@ class ModelLabelling:
         bands = [stratum(sample) for sample in tokens.bands]
         return Verdicts(bands, stratum(tokens.near), stratum(tokens.hard), stratum(tokens.others))
 
-    def scoring_firings(self, feature: int) -> FeatureFirings:
-        """Returns where a feature fires on the scoring documents."""
-        firings = self._firings[feature]
-        return firings.take(self._source.text.scoring[firings.index])
+    def scoring_activations(self, feature: int) -> FeatureActivations:
+        """Returns the activations of a feature on the scoring documents."""
+        return self._activations[feature].inside(self._source.text.scoring.index)
 
 
 def _announce_cost(work: ModelLabelling, client: ModelClient, journal: Journal) -> None:

@@ -6,7 +6,7 @@ the log probability of the said tokens together, as the next token, rises. No ch
 in a random direction scores about 0.5.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from ..features.basis import FeatureBasis
 from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
-from .contexts import FeatureFirings, split_bands, spread
+from .contexts import FeatureActivations, split_bands, spread
+from .label_source import PROMOTED, LabelSource
 from .model_scores import SampledScore, share_score
 
 CONTEXTS = 4
@@ -56,16 +57,13 @@ class ScaledContexts:
 
 
 def choose_contexts(
-    firings: Mapping[int, FeatureFirings], n: int = CONTEXTS, seed: int = 0
+    activations: Mapping[int, FeatureActivations], n: int = CONTEXTS, seed: int = 0
 ) -> ScaledContexts:
     """Returns up to `n` contexts of each feature, as evenly over bands of activation as possible."""
     feature, index, value = [], [], []
-    for each, found in firings.items():
+    for each, found in activations.items():
         random = np.random.default_rng((seed, each))
-        groups = [
-            random.permutation(group)
-            for group in split_bands(found.value, float(found.value.max(initial=0)), BANDS)
-        ]
+        groups = [random.permutation(group) for group in split_bands(found.value, found.value, BANDS)]
         for group, share in zip(groups, spread([len(group) for group in groups], n), strict=True):
             feature += [each] * share
             index += found.index[group[:share]].tolist()
@@ -73,22 +71,36 @@ def choose_contexts(
     return ScaledContexts(np.array(feature, int), np.array(index, int), np.array(value, float))
 
 
+def score_promoted(
+    model: LanguageModel, basis: FeatureBasis, tokens: Tokens, source: LabelSource
+) -> Callable[[Mapping[int, FeatureActivations]], dict[int, SampledScore]]:
+    """Returns a function from activations on the scoring documents to output scores, with the tokens whose logits a
+    feature raises most (table `logit`) as those that it is said to promote."""
+
+    def scores(activations: Mapping[int, FeatureActivations]) -> dict[int, SampledScore]:
+        promoted = source.promoted(list(activations), PROMOTED)
+        said = {feature: [number for number, _ in found] for feature, found in promoted.items()}
+        return output_scores(model, basis, tokens, activations, said)
+
+    return scores
+
+
 @torch.inference_mode()
 def output_scores(
     model: LanguageModel,
     basis: FeatureBasis,
     tokens: Tokens,
-    firings: Mapping[int, FeatureFirings],
+    activations: Mapping[int, FeatureActivations],
     said: Mapping[int, Sequence[int]],
     factor: float = 2.0,
 ) -> dict[int, SampledScore]:
     """Returns the output score of each feature that fires and has `said` tokens.
 
-    `firings` has where the features fire on the scoring documents. `said` maps a feature to the ids of the tokens that
+    `activations` are those on the scoring documents. `said` maps a feature to the ids of the tokens that
     it is said to promote. Activations are multiplied by `factor`. Raises ValueError if stored tokens are damaged, or if
     logits are not finite.
     """
-    chosen = choose_contexts({each: found for each, found in firings.items() if len(said.get(each, ()))})
+    chosen = choose_contexts({each: found for each, found in activations.items() if len(said.get(each, ()))})
     if not len(chosen):
         return {}
     head = find_lm_head(model)
