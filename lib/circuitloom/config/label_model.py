@@ -83,9 +83,14 @@ def check_endpoint(endpoint: str) -> None:
     try:
         parts = urlsplit(endpoint)
         valid = (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
+            endpoint.isascii()
+            and endpoint.isprintable()
+            and " " not in endpoint
+            and (
+                parts.scheme in ("http", "https")
+                and bool(parts.hostname)
+                and (parts.port is None or parts.port > 0)
+            )
         )
     # a port that is no number, or a bracket that is not closed
     except ValueError:

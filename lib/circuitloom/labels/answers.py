@@ -101,7 +101,8 @@ def ask_all(client: ModelClient, journal: Journal, questions: Sequence[Question]
                 new = sum(len(future.result()) for future in done)
                 n_answered += new
                 bar.update(new)
-                if not told and n_answered < len(missing):
+                # earlier, the rate would leave out questions that are answered at the same time
+                if not told and client.batch * client.threads <= n_answered < len(missing):
                     seconds = (time.monotonic() - started) / n_answered * len(missing)
                     announce(STAGE, f"{what}: {rough_duration(seconds)}, measured on the first answers")
                     told = True

@@ -68,11 +68,13 @@ def write_model_labels(
     )
     output = output_scores({feature: work.scoring_activations(feature) for feature in labels})
     rows = []
-    unread: list[str] = []
+    n_asked, unread = 0, []
     for feature, label in labels.items():
-        answers = [journal[question] for question in questions[feature]]
-        verdicts = [read_verdict(answer) for answer in answers]
-        unread += [answer or "" for answer, said in zip(answers, verdicts, strict=True) if said is None]
+        # a token can be in two strata
+        said = {question: read_verdict(journal[question]) for question in questions[feature]}
+        unread += [journal[question] or "" for question, verdict in said.items() if verdict is None]
+        n_asked += len(said)
+        verdicts = work.verdicts(feature, [said[question] for question in questions[feature]])
         rows.append(
             {
                 "run": source.run,
@@ -81,7 +83,8 @@ def write_model_labels(
                 "label": label,
                 "source": config.source,
                 "kind": "text",
-                **work.verdicts(feature, verdicts).columns(),
+                **verdicts.columns(),
+                "n_judged": sum(verdict is not None for verdict in said.values()),
                 **output.get(feature, NOT_MEASURED).columns("output"),
                 "f1_learning": None,
             }
@@ -89,7 +92,7 @@ def write_model_labels(
     if unread:
         announce(
             STAGE,
-            f"{source.where}: {len(unread)} of {sum(map(len, questions.values()))} answers are neither yes nor no, "
+            f"{source.where}: {len(unread)} of {n_asked} answers are neither yes nor no, "
             f"such as {' '.join(unread[0].split())[:80]!r}; these tokens are not scored",
         )
     write_table(LABEL, rows, path)

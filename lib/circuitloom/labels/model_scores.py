@@ -52,7 +52,7 @@ NOT_MEASURED = SampledScore(None, None, None)
 Rates = Float[np.ndarray, " draw"]
 
 
-class Bootstrap:
+class DocumentBootstrap:
     """Draws of rates of strata, with the same weights of documents for all strata."""
 
     def __init__(self, strata: Sequence[Stratum], draws: int = DRAWS, seed: int = 0) -> None:
@@ -96,7 +96,7 @@ def score(rates: Rates) -> SampledScore:
 def share_score(document: Int[np.ndarray, " judged"], yes: Float[np.ndarray, " judged"]) -> SampledScore:
     """Returns the score of a plain share, the mean of `yes` over tokens. Each is between 0 and 1."""
     stratum = Stratum(1, document, yes)
-    return score(Bootstrap([stratum]).rate([stratum]))
+    return score(DocumentBootstrap([stratum]).rate([stratum]))
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,11 @@ class Verdicts:
     others: Stratum
     """The remaining tokens without the feature."""
 
-    @property
-    def n_judged(self) -> int:
-        """Number of judged tokens."""
-        return sum(map(len, (*self.bands, self.near, self.hard, self.others)))
-
     def columns(self) -> dict[str, float | int | None]:
         """Returns the columns of the table `label` with the scores of the label's predictions."""
         n = sum(stratum.size for stratum in self.bands)
         without = self.hard.size + self.others.size
-        bootstrap = Bootstrap([*self.bands, self.near, self.hard, self.others])
+        bootstrap = DocumentBootstrap([*self.bands, self.near, self.hard, self.others])
         recall = bootstrap.rate(self.bands)
         false = bootstrap.rate([self.hard, self.others])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -136,7 +131,7 @@ class Verdicts:
             **score((recall + 1 - bootstrap.rate([self.hard])) / 2).columns("hard_accuracy"),
             **score((recall + 1 - bootstrap.rate([self.near])) / 2).columns("fuzzing"),
         }
-        return {**found, "n_tokens": n, "n_judged": self.n_judged}
+        return {**found, "n_tokens": n}
 
 
 def _number(value: float) -> float | None:
