@@ -20,9 +20,9 @@ class Labels(Section):
     described: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Smallest F1, on the documents from which labels are learned, of a label. Features below it are shown as
     described by nothing."""
-    beam: PositiveInt = 3
+    beam: PositiveInt = 2
     """Number of descriptions that are refined at each step of the search."""
-    steps: NonNegativeInt = 2
+    steps: NonNegativeInt = 1
     """Number of times that descriptions are refined, by one condition each."""
     model: LabelModel | None = None
     """A language model that labels some features in addition. With null, none is used and nothing is sent anywhere."""

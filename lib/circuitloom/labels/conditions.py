@@ -6,6 +6,7 @@ in -ed", which reads "`by` after words in -ed".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -126,19 +127,25 @@ class Description:
     upstream: bool = False
     """Whether the description comes from what a feature upstream fires on."""
 
-    @property
+    @cached_property
     def words(self) -> int:
         """Number of words of the label, with a token as a word."""
         at_token = any(isinstance(each, Tokens) and each.place == 0 for each in self.conditions)
         said = any(isinstance(each, Tokens) and each.said for each in self.conditions)
         return sum(each.words for each in self.conditions) + (0 if at_token or said else 1)
 
-    def holds(self, half: Half, text: LabelText) -> Bool[np.ndarray, " position"]:
-        """Returns whether the description holds at each position of a half."""
-        result = np.ones(len(half), bool)
-        for condition in self.conditions:
-            result &= condition.holds(half, text)
-        return result
+    def where(self, half: Half, text: LabelText) -> Int[np.ndarray, " some"]:
+        """Returns the positions of a half where the description holds, in text order."""
+        match self.conditions:
+            case ():
+                return np.arange(len(half))
+            case (Tokens(place=place, units=(_, *_) as units), *others) if place != NEAR_PLACE:
+                found = half.positions_of(place, units)
+            case (first, *others):
+                found = np.flatnonzero(first.holds(half, text))
+        for condition in others:
+            found = found[condition.holds(half, text, found)]
+        return found
 
     @property
     def is_near(self) -> bool:

@@ -33,13 +33,13 @@ class Firings:
         """Returns the positions within `NEAR` tokens of those where a feature fires, in the same document and without
         them."""
         index, document = self.half.index, self.half.document
-        mine = self.of(feature)
+        mine = self.of(feature)[:, None]
         found = np.zeros(len(self.half), bool)
-        for step in (*range(-NEAR, 0), *range(1, NEAR + 1)):
-            # other documents lie between tokens of one half, so positions of the text are compared
-            other = np.clip(mine + step, 0, len(found) - 1)
-            close = (np.abs(index[other] - index[mine]) <= NEAR) & (document[other] == document[mine])
-            found[other[close]] = True
+        steps = np.arange(-NEAR, NEAR + 1)
+        other = np.clip(mine + steps, 0, len(found) - 1)
+        # other documents lie between tokens of one half, so positions of the text are compared
+        close = (np.abs(index[other] - index[mine]) <= NEAR) & (document[other] == document[mine])
+        found[other[close]] = True
         found[mine] = False
         return found
 

@@ -9,6 +9,7 @@ compare with. A description of a feature upstream is tried for the features that
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from ..config.labels import Labels
 from ..core.progress import progress
@@ -25,8 +26,8 @@ from ..core.tables import LABEL, read_table, table_writer
 from .conditions import Description, Tokens
 from .firings import Neighbours, hard_negatives, read_firings
 from .learning import MAX_TOKENS, Candidate, Learner, Search, near_of
-from .scores import Truth, detection
-from .text import Half, LabelText, shown
+from .scores import Truth
+from .text import LabelText, shown
 
 FREQUENT, PLANTED, RULE = "frequent", "planted", "rule"
 """Values of the column `source`."""
@@ -64,6 +65,16 @@ class PlantedConcepts:
     names: Sequence[str]
     learning: Bool[np.ndarray, "position concept"]
     scoring: Bool[np.ndarray, "position concept"]
+
+    @cached_property
+    def _totals(self) -> Int[np.ndarray, " concept"]:
+        return self.learning.sum(0)
+
+    def best(self, fires: Int[np.ndarray, " firing"]) -> tuple[int, float]:
+        """Returns the concept that tells with the highest F1 where a feature fires on the learning half, and the F1."""
+        f1 = 2 * self.learning[fires].sum(0) / (len(fires) + self._totals)
+        best = int(f1.argmax())
+        return best, float(f1[best])
 
 
 def read_planted(path: Path, context: int, text: LabelText) -> PlantedConcepts | None:
@@ -200,7 +211,8 @@ class _Labeller:
             "source": RULE,
             "kind": found.description.kind if described else "none",
             "f1_learning": f1_learning,
-            **detection(found.description.holds(text.scoring, text), truth),
+            **truth.f1(where := found.description.where(text.scoring, text)),
+            **truth.accuracies(where),
         }
         counts = np.bincount(text.learning.unit(0)[fires], minlength=1)
         frequent = Description((Tokens(0, (int(counts.argmax()),)),))
@@ -209,17 +221,17 @@ class _Labeller:
             "label": frequent.text(text),
             "source": FREQUENT,
             "kind": frequent.kind,
-            **detection(frequent.holds(text.scoring, text), truth),
+            **truth.f1(frequent.where(text.scoring, text)),
         }
         if self.planted:
-            concept, f1 = _best_concept(self.planted, text.learning, fires)
+            concept, f1 = self.planted.best(fires)
             yield {
                 **shared,
                 "label": self.planted.names[concept],
                 "source": PLANTED,
                 "kind": "concept",
                 "f1_learning": f1,
-                **detection(self.planted.scoring[:, concept], truth),
+                **truth.f1(np.flatnonzero(self.planted.scoring[:, concept])),
             }
 
     def _truth(self, feature: int) -> Truth:
@@ -227,7 +239,7 @@ class _Labeller:
         fires = np.zeros(len(half), bool)
         fires[self.scoring.of(feature)] = True
         hard = hard_negatives(feature, self.scoring, self.neighbours)
-        return Truth(fires, hard, self.scoring.near(feature), half.document)
+        return Truth(fires, hard, self.scoring.near(feature), half.document, half.document_tokens)
 
 
 _SHARED: list[_Labeller] = []
@@ -236,14 +248,6 @@ _SHARED: list[_Labeller] = []
 
 def _label(features: range) -> Chunk:
     return _SHARED[-1].label(features)
-
-
-def _best_concept(planted: PlantedConcepts, half: Half, fires: np.ndarray) -> tuple[int, float]:
-    """Returns the concept with the highest F1 on the learning half, and this F1."""
-    hits = planted.learning[fires].sum(0)
-    f1 = 2 * hits / (len(fires) + planted.learning.sum(0))
-    best = int(f1.argmax())
-    return best, float(f1[best])
 
 
 def _units(path: Path | None, text: LabelText, via: Sequence[str]) -> dict[int, list[int]]:

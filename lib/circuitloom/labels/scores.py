@@ -6,6 +6,7 @@ that of the sum over documents of their influence on it (the linearized ratio es
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -82,26 +83,43 @@ class Truth:
     near: Bool[np.ndarray, " position"]
     """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
     document: Int[np.ndarray, " position"]
-    """Document of each position, from 0."""
+    """Document of each position, from 0, in order."""
 
+    tokens: Float[np.ndarray, " document"]
+    """Number of tokens of each document."""
 
-def detection(predicted: Bool[np.ndarray, " position"], truth: Truth) -> dict[str, float]:
-    """Returns the columns of the table `label` that compare predictions with where a feature fires."""
+    @cached_property
+    def _fires(self) -> Float[np.ndarray, " document"]:
+        return self.per_document(np.flatnonzero(self.fires))
 
-    def per_document(where: Bool[np.ndarray, " position"]) -> Float[np.ndarray, " document"]:
-        n = int(truth.document[-1]) + 1 if len(truth.document) else 0
-        return np.bincount(truth.document[where], minlength=n).astype(np.float64)
+    def per_document(self, positions: Int[np.ndarray, " some"]) -> Float[np.ndarray, " document"]:
+        """Returns the number of positions in each document."""
+        return np.bincount(self.document[positions], minlength=len(self.tokens)).astype(np.float64)
 
-    fires, positive = per_document(truth.fires), per_document(predicted)
-    hits = per_document(truth.fires & predicted)
-    n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), fires.sum()
-    columns = {
-        "precision": n_hits / n_predicted if n_predicted else float("nan"),
-        "recall": n_hits / n_fires if n_fires else float("nan"),
-        **(f1(hits, positive, fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
-    }
-    others = {"balanced_accuracy": ~truth.fires, "hard_accuracy": truth.hard, "fuzzing": truth.near}
-    for name, negative in others.items():
-        false = per_document(negative & predicted)
-        columns |= balanced_accuracy(hits, fires, false, per_document(negative)).columns(name)
-    return columns
+    def f1(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+        """Returns precision, recall and F1 of predicted positions, as columns of the table `label`."""
+        positive, hits = self._predicted(predicted)
+        n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), self._fires.sum()
+        return {
+            "precision": n_hits / n_predicted if n_predicted else float("nan"),
+            "recall": n_hits / n_fires if n_fires else float("nan"),
+            **(f1(hits, positive, self._fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
+        }
+
+    def accuracies(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+        """Returns the balanced accuracies of predicted positions against each kind of negatives, as columns."""
+        positive, hits = self._predicted(predicted)
+        fires = self._fires
+        columns = balanced_accuracy(hits, fires, positive - hits, self.tokens - fires).columns(
+            "balanced_accuracy"
+        )
+        for name, negative in {"hard_accuracy": self.hard, "fuzzing": self.near}.items():
+            false, others = (
+                self.per_document(each) for each in (predicted[negative[predicted]], np.flatnonzero(negative))
+            )
+            columns |= balanced_accuracy(hits, fires, false, others).columns(name)
+        return columns
+
+    def _predicted(self, predicted: Int[np.ndarray, " some"]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the number of predicted positions in each document, and of those where the feature fires."""
+        return self.per_document(predicted), self.per_document(predicted[self.fires[predicted]])

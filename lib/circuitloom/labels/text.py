@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from ..corpus.token_arrays import TokenArrays, scored_positions
 from ..corpus.token_names import token_name
@@ -15,9 +15,12 @@ PLACES = (0, 1, 2, 3, 4, -1)
 """Places of a condition: 0 is the token itself, 1 the token before it, -1 the next token."""
 NEAR = 8
 """Number of tokens before a token that count as near."""
+STARTS = (1, 2, 4, 8)
+"""Numbers of first tokens of a document that are tried as a condition."""
 UNKNOWN = np.iinfo(np.int32).max
 """Place in the document of positions whose document began in an earlier sequence."""
 REPEATED, BRACKETS, QUOTES, SENTENCE = "repeated", "brackets", "quotes", "sentence"
+FLAGS = (REPEATED, BRACKETS, QUOTES, SENTENCE)
 """Names of flags of positions."""
 
 
@@ -30,8 +33,9 @@ class Half:
     outside: int
     """Number of units, which stands for what is outside the document or the sequence."""
     codes: Int[np.ndarray, "position column"]
-    """The unit at each of PLACES, then those of the last `NEAR` tokens. Units of column i are counted from
-    (outside + 1) min(i, len(PLACES)), so that one count of all codes counts each place by itself."""
+    """The unit at each of PLACES, those of the last `NEAR` tokens, each of FLAGS, and the number of STARTS that are at
+    most `place`. The columns have codes of their own, so that one count of all codes counts each column by itself:
+    units of column i are counted from (outside + 1) min(i, len(PLACES)), flags and starts after them."""
     place: Int[np.ndarray, " position"]
     """Number of tokens of the document before each position, or `UNKNOWN`."""
     flags: dict[str, Bool[np.ndarray, " position"]]
@@ -43,10 +47,10 @@ class Half:
         """Returns the number of positions."""
         return len(self.index)
 
-    @property
-    def n_documents(self) -> int:
-        """Number of documents with scored positions."""
-        return int(self.document[-1]) + 1 if len(self) else 0
+    @cached_property
+    def document_tokens(self) -> Float64[np.ndarray, " document"]:
+        """Number of positions in each document."""
+        return np.bincount(self.document).astype(np.float64)
 
     def unit(self, place: int) -> Int[np.ndarray, " position"]:
         """Returns the unit at a place of each position."""
@@ -76,7 +80,25 @@ class Half:
     @cached_property
     def near(self) -> Int[np.ndarray, "position near"]:
         """Units of the last `NEAR` tokens before each position."""
-        return self.codes[:, len(PLACES) :] - len(PLACES) * (self.outside + 1)
+        first = len(PLACES)
+        return self.codes[:, first : first + NEAR] - first * (self.outside + 1)
+
+    def count(
+        self, positions: Int[np.ndarray, " some"] | None = None
+    ) -> tuple[Int[np.ndarray, "row unit"], Int[np.ndarray, " flag"], Int[np.ndarray, " start"]]:
+        """Returns how often each unit occurs at each of PLACES and in the last row near before, each of FLAGS, and how
+        many positions are among the first tokens of a document, for each of STARTS.
+
+        Counts are over `positions`, or the whole half. A unit that occurs twice near a position counts twice.
+        """
+        codes = self.codes if positions is None else self.codes.take(positions, 0)
+        rows, size = len(PLACES) + 1, self.outside + 1
+        end = rows * size
+        counts = np.bincount(codes.ravel(), minlength=end + 2 * len(FLAGS) + len(STARTS) + 1)
+        units = counts[:end].reshape(rows, size)[:, :-1]
+        flags = counts[end + 1 : end + 2 * len(FLAGS) : 2]
+        starts = counts[end + 2 * len(FLAGS) :][: len(STARTS)].cumsum()
+        return units, flags, starts
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,16 @@ class LabelText:
         for i, member in enumerate(self.classes.values()):
             columns[:, i] = member
         return columns
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the columns of `members`."""
+        return list(self.classes)
+
+    @cached_property
+    def class_words(self) -> Int[np.ndarray, " class"]:
+        """Number of words of each class's name."""
+        return np.array([len(name.split()) for name in self.classes], np.int64)
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -154,12 +186,17 @@ class _Positions:
             self._at(place).ravel()[chosen] + np.int32(size * min(i, len(PLACES)))
             for i, place in enumerate((*PLACES, *range(1, NEAR + 1)))
         ]
+        place = self._place.ravel()[chosen]
+        flags = {name: self._flags[name].ravel()[chosen] for name in FLAGS}
+        first = size * (len(PLACES) + 1)
+        columns += [flag + np.int32(first + 2 * i) for i, flag in enumerate(flags.values())]
+        columns.append(np.searchsorted(STARTS, place, side="right").astype(np.int32) + first + 2 * len(FLAGS))
         return Half(
             index=np.flatnonzero(chosen),
             outside=len(self.names),
             codes=np.stack(columns, 1),
-            place=self._place.ravel()[chosen],
-            flags={name: flag.ravel()[chosen] for name, flag in self._flags.items()},
+            place=place,
+            flags=flags,
             document=np.unique(document, return_inverse=True)[1].astype(np.int32),
         )
 
