@@ -111,6 +111,13 @@ _LABEL_TURNS = (
         f"heavily, clouds, storm\n{_LABEL_END}",
         "words for weather, such as rain and snow",
     ),
+    # small models repeat the form of a single example
+    (
+        "10: The war began in the year 18 [[12]] and lasted long.\n8: Born in the year 17 [[95]] near the sea, he left "
+        "early.\n1: They sold thirty [[horses]].\nIt makes these next tokens more likely: and, in, .\n"
+        f"{_LABEL_END}",
+        "the last two digits of a year, after the first two",
+    ),
 )
 _VERDICT_TURNS = (
     (
