@@ -41,6 +41,7 @@ def test_the_question_for_a_verdict_shows_the_label_and_one_mark() -> None:
         ("<think>hm, maybe\nno</think>\n\nDescription: the word was", "the word was"),
         ("The feature is active on verbs in the past", "verbs in the past"),
         ("**verbs**", "verbs"),
+        ("[[was]] after [[he]]", "was after he"),
         ("sorrow and pity", "sorrow and pity"),
         ("I'm sorry, but I cannot help with that.", None),
         ("Sorry, no", None),

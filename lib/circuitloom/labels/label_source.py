@@ -68,7 +68,7 @@ class LabelSource:
         return rows["alive"].to_numpy()
 
     def choose(self, wanted: int | Sequence[int]) -> list[int]:
-        """Returns the features to label. Raises ValueError if a listed feature does not exist.
+        """Returns the features to label, in ascending order. Raises ValueError if a listed feature does not exist.
 
         Listed features that never fire are left out, with a notice.
         """
@@ -83,7 +83,7 @@ class LabelSource:
         dead = sorted(set(wanted) - set(alive.tolist()))
         if dead:
             announce(STAGE, f"{self.where}: never fires, and gets no label: {', '.join(map(str, dead))}")
-        return [each for each in wanted if each not in dead]
+        return sorted(set(wanted) - set(dead))
 
     def examples(self, features: Sequence[int], n: int) -> dict[int, list[MarkedText]]:
         """Returns up to `n` examples of each feature from the learning documents, the strongest first.

@@ -86,7 +86,8 @@ def read_label(answer: str | None) -> str | None:
     for opening, closing in _QUOTES:
         if line.startswith(opening) and line.endswith(closing) and len(line) > len(opening + closing):
             line = line[len(opening) : -len(closing)].strip()
-    line = line.rstrip(".").strip()
+    # a marked token in a label would look like the token to judge
+    line = line.replace("[[", "").replace("]]", "").rstrip(".").strip()
     return None if not line or _REFUSAL.match(line) else line[:LONGEST_LABEL]
 
 
