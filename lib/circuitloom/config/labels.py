@@ -18,8 +18,7 @@ class Labels(Section):
     cost: NonNegativeFloat = 0.01
     """Cost of a word, in F1: a longer label must be better by as much."""
     described: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Smallest F1, on the documents from which labels are learned, of a label. Features below it are shown as
-    described by nothing."""
+    """Smallest F1 of a label. A feature whose best label has a lower one is shown as described by nothing."""
     beam: PositiveInt = 2
     """Number of descriptions that are refined at each step of the search."""
     steps: NonNegativeInt = 1

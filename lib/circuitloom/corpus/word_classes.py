@@ -74,7 +74,9 @@ def word_classes(texts: Sequence[str], affix_types: int = 8, affixes: int = 40) 
         counts = Counter(
             word[-n:] if ending else word[:n] for word in words for n in AFFIX_LENGTHS if len(word) >= n + 2
         )
-        common = [affix for affix, n in counts.most_common(affixes) if n >= affix_types]
+        # of affixes with the same words the longest comes first, as "ing" before "ng"
+        ranked = sorted(counts.items(), key=lambda each: (-each[1], -len(each[0]), each[0]))
+        common = [affix for affix, n in ranked[:affixes] if n >= affix_types]
         for affix in common:
             name = f"words in -{affix}" if ending else f"words in {affix}-"
             tests[name] = lambda text, affix=affix, ending=ending: (

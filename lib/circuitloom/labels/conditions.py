@@ -7,7 +7,6 @@ in -ed", which reads "`by` after words in -ed".
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -36,19 +35,6 @@ _FLAGS = {
 
 Positions = Int[np.ndarray, " some"] | slice
 EVERYWHERE = slice(None)
-
-
-class Condition(Protocol):
-    """A condition on a position."""
-
-    @property
-    def words(self) -> int:
-        """Number of words that the condition adds to a label."""
-        ...
-
-    def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
-        """Returns whether the condition holds at positions of a half."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +103,10 @@ class Start:
     def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
         """Returns whether the condition holds at positions of a half."""
         return half.place[at] < self.tokens
+
+
+Condition = Tokens | Flag | Start
+"""A condition on a position."""
 
 
 @dataclass(frozen=True)

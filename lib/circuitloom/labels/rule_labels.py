@@ -203,15 +203,19 @@ class _Labeller:
             # it fires on no document from which labels are learned
             yield {**shared, "label": UNDESCRIBED, "source": RULE, "kind": "none"}
             return
-        f1_learning = found.hits / max(1, len(fires) + found.predicted) * 2
-        described = f1_learning >= self.config.described
+        where = found.description.where(text.scoring, text)
+        f1_learning = 2 * found.hits / (len(fires) + found.predicted)
+        scores = truth.f1(where)
+        f1 = scores["f1"]
+        # without a score, which a feature that fires on no scoring document lacks, that of learning decides
+        described = (f1_learning if np.isnan(f1) else f1) >= self.config.described
         yield {
             **shared,
             "label": found.description.text(text) if described else UNDESCRIBED,
             "source": RULE,
             "kind": found.description.kind if described else "none",
             "f1_learning": f1_learning,
-            **truth.f1(where := found.description.where(text.scoring, text)),
+            **scores,
             **truth.accuracies(where),
         }
         counts = np.bincount(text.learning.unit(0)[fires], minlength=1)
@@ -224,13 +228,13 @@ class _Labeller:
             **truth.f1(frequent.where(text.scoring, text)),
         }
         if self.planted:
-            concept, f1 = self.planted.best(fires)
+            concept, f1_learning = self.planted.best(fires)
             yield {
                 **shared,
                 "label": self.planted.names[concept],
                 "source": PLANTED,
                 "kind": "concept",
-                "f1_learning": f1,
+                "f1_learning": f1_learning,
                 **truth.f1(np.flatnonzero(self.planted.scoring[:, concept])),
             }
 

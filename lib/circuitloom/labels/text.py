@@ -222,11 +222,11 @@ class _Positions:
     def _place(self) -> Int[np.ndarray, "sequence position"]:
         position = np.broadcast_to(np.arange(self.unit.shape[1]), self.unit.shape)
         first = np.maximum.accumulate(np.where(self._starts, position, 0), 1)
-        # a separator before the document counts for it, but is not its first token
-        separated = np.take_along_axis(self.separator, first, 1)
+        before = (~self.separator).cumsum(1) - ~self.separator
+        # a sequence may begin with a separator within a document
         continues = self.document[:, 0] == np.append(-1, self.document[:-1, -1])
-        known = (first > 0) | separated | ~continues[:, None]
-        return np.where(known, position - first - separated, UNKNOWN)
+        known = (first > 0) | ~continues[:, None]
+        return np.where(known, before - np.take_along_axis(before, first, 1), UNKNOWN)
 
     @cached_property
     def _flags(self) -> dict[str, Bool[np.ndarray, "sequence position"]]:
