@@ -114,10 +114,10 @@ _LABEL_TURNS = (
     ),
     # small models repeat the form of a single example
     (
-        "10: The war began in the year 18 [[12]] and lasted long.\n8: Born in the year 17 [[95]] near the sea, he left "
-        "early.\n1: They sold thirty [[horses]].\nIt makes these next tokens more likely: and, in, .\n"
+        "10: He looked up and smiled [[at]] the child.\n8: She was angry [[at]] them.\n1: They meet at home "
+        "[[on]] Sundays.\nIt makes these next tokens more likely: the, him, them\n"
         f"{_LABEL_END}",
-        "the last two digits of a year, after the first two",
+        "the word at, after a verb or a feeling",
     ),
 )
 _VERDICT_TURNS = (
