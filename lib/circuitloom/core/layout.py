@@ -181,6 +181,11 @@ class Layout:
         """Files of the labels of a run that exist, of all makers and layers."""
         return sorted(self.root.glob(f"labels/*/{glob.escape(run)}/layer*/label.parquet"))
 
+    def label_answers(self, run: str, layer: int | str) -> Path:
+        """File of the answers of language models about the features of one run at one layer. It is no output of a rule:
+        it stays when the labels are made again."""
+        return self.labels("model", run, layer).with_name("answers.jsonl")
+
     @property
     def circuits(self) -> Path:
         """Folder of all traces, behaviours and analyses of weights."""
