@@ -138,7 +138,7 @@ def _read_study(
 
 def _document_labels(
     layout: Layout, held_out: "HeldOut", arguments: argparse.Namespace
-) -> "Mapping[str, Tensor]":
+) -> "dict[str, Tensor]":
     """Returns the labels of the tokens of documents that the files of the arguments label."""
     import pyarrow.compute as pc
 

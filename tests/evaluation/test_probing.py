@@ -124,9 +124,9 @@ def test_probes_are_trained_on_evenly_spaced_tokens_of_each_class(random_case, m
     _, held_out, labels = random_case
     tasks, _ = make_tasks(labels, held_out, least=1)
     training = set(tasks.training.nonzero()[:, 0].tolist())
-    assert set(tasks.training_rows(0).tolist()) == training
+    assert set(tasks.training_rows[0].tolist()) == training
     monkeypatch.setattr(probing, "PER_CLASS", 50)
-    rows = tasks.training_rows(0)
+    rows = make_tasks(labels, held_out, least=1)[0].training_rows[0]
     assert set(rows.tolist()) <= training
     having = (labels["a"] & tasks.training).nonzero()[:, 0]
     lacking = (~labels["a"] & tasks.training).nonzero()[:, 0]

@@ -158,7 +158,7 @@ def _absorbed(
 
 def _share(having: Bool[Tensor, " token"], among: Bool[Tensor, " token"], tasks: ProbeTasks) -> Score:
     """Returns the share of the tokens `among` that have `having`. `among` are of the testing half."""
-    document, n = tasks.testing_documents()
+    document, n = tasks.testing_documents
     testing = ~tasks.training
     counts = [
         torch.bincount(document[tokens[testing]], minlength=n).double() for tokens in (having & among, among)

@@ -11,6 +11,7 @@ on the other half, (recall of the label + recall of its absence) / 2, whose valu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -40,16 +41,26 @@ class ProbeTasks:
     document: Int[Tensor, " token"]
     """Number of each token's document."""
 
+    @cached_property
     def testing_documents(self) -> tuple[Int[Tensor, " token"], int]:
-        """Returns the document of each token of the testing half, numbered from 0 without gaps, and their number."""
+        """The document of each token of the testing half, numbered from 0 without gaps, and their number."""
         number = self.document[~self.training].unique(return_inverse=True)[1]
         return number, int(number.max()) + 1
 
-    def training_rows(self, task: int) -> Int[Tensor, " row"]:
-        """Returns the tokens on which the sparse probes of a task are trained."""
-        label = self.label[:, task]
-        rows = [(self.training & (label == value)).nonzero()[:, 0] for value in (True, False)]
-        return torch.cat([each[:: -(-len(each) // PER_CLASS)] for each in rows])
+    @cached_property
+    def training_rows(self) -> list[Int[Tensor, " row"]]:
+        """The tokens on which the sparse probes of each task are trained."""
+        found = []
+        for label in self.label.T:
+            rows = [(self.training & (label == value)).nonzero()[:, 0] for value in (True, False)]
+            found.append(torch.cat([each[:: -(-len(each) // PER_CLASS)] for each in rows]))
+        return found
+
+    @cached_property
+    def testing_counts(self) -> list["LabelCounts"]:
+        """The counts of each task in the testing half."""
+        document, n = self.testing_documents
+        return [LabelCounts(label, document, n) for label in self.label[~self.training].T]
 
 
 def make_tasks(
@@ -281,14 +292,12 @@ def sparse_probe_scores(inputs: ProbeInputs, tasks: ProbeTasks, ks: Sequence[int
     tasks."""
     chosen = choose_features(inputs.mean_differences(), max(ks))
     testing = (~tasks.training).nonzero()[:, 0]
-    document, n = tasks.testing_documents()
     scores: dict[int, list[Score]] = {k: [] for k in sorted(ks)}
-    for task in range(len(tasks.names)):
-        x, label = inputs.columns(chosen[:, task].tolist()), tasks.label[:, task]
-        rows, counts = tasks.training_rows(task), LabelCounts(label[testing], document, n)
+    for task, (rows, counts) in enumerate(zip(tasks.training_rows, tasks.testing_counts, strict=True)):
+        x, label = inputs.columns(chosen[:, task].tolist()), tasks.label[rows, task]
         x_training, x_testing, probe = x[rows], x[testing], None
         for k, own in scores.items():
-            probe = fit_probe(x_training[:, :k], label[rows], probe)
+            probe = fit_probe(x_training[:, :k], label, probe)
             own.append(counts.balanced_accuracy(probe(x_testing[:, :k])))
     return scores
 
@@ -297,8 +306,6 @@ def dense_probe_scores(x: Float[Tensor, "token d"], tasks: ProbeTasks) -> list[S
     """Returns the scores of probes that read all dimensions of `x`, in the order of the tasks."""
     weight, bias = fit_dense_probes(x[tasks.training], tasks.label[tasks.training])
     predicted = x[~tasks.training] @ weight + bias > 0
-    document, n = tasks.testing_documents()
     return [
-        LabelCounts(label, document, n).balanced_accuracy(own)
-        for own, label in zip(predicted.T, tasks.label[~tasks.training].T, strict=True)
+        counts.balanced_accuracy(own) for counts, own in zip(tasks.testing_counts, predicted.T, strict=True)
     ]
