@@ -161,13 +161,13 @@ def test_a_planted_feature_is_found_by_a_probe_of_one_feature(rows: list[dict]) 
         [found] = select(rows, run="tc", k=1, **keys)
         [ceiling] = select(rows, run="residual", k=None, **keys)
         assert found["value"] > 0.98 and ceiling["value"] > 0.98
-        assert found["n"] > 100
+        assert found["n"] > 50
 
 
 def test_random_directions_score_less_than_all_dimensions(rows: list[dict]) -> None:
     keys = {"measure": "mean_balanced_accuracy", "task": "planted", "layer": 0, "site": "mlp_in"}
     [floor], [ceiling] = select(rows, run="random", k=1, **keys), select(rows, run="residual", k=None, **keys)
-    assert 0.5 < floor["value"] < ceiling["value"] - 0.1
+    assert 0.5 < floor["value"] < ceiling["value"] - 0.05
 
 
 def test_intervals_contain_their_values_and_means_are_means(rows: list[dict]) -> None:
@@ -247,7 +247,7 @@ def later(study: Layout, rows: list[dict]) -> list[dict]:
     assert rows
     documents = read_table(study.corpus_table("document")).to_pylist()
     texts = [row["text"] for row in documents if row["split"] == "validation"]
-    kinds = [{"body": text, "kind": "of war" if " war " in text else "of peace"} for text in texts]
+    kinds = [{"body": text, "kind": "years" if " year " in text else "none"} for text in texts]
     file = study.root / "kinds.jsonl"
     file.write_text("\n".join(map(json.dumps, kinds)))
     labels = ("--labels", str(file), "--label-column", "kind", "--text-column", "body")
@@ -257,11 +257,11 @@ def later(study: Layout, rows: list[dict]) -> list[dict]:
 
 def test_labels_of_documents_are_tasks(later: list[dict]) -> None:
     tasks = {row["task"] for row in select(later, benchmark="sparse_probing", run="imported", k=1)}
-    assert {"document", "document/of war", "document/of peace"} <= tasks
+    assert {"document", "document/years", "document/none"} <= tasks
     # a label and its opposite are predicted by the same probe, up to signs
     scores = [
         select(later, run="residual", site="resid_mid", k=None, task=f"document/{kind}")[0]["value"]
-        for kind in ("of war", "of peace")
+        for kind in ("years", "none")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
 

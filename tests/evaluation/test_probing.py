@@ -70,7 +70,7 @@ def test_mean_differences_are_those_of_the_training_half_dense_or_sparse(random_
     )
     for inputs in (ProbeInputs(z, tasks), ProbeInputs(sparse(z), tasks)):
         torch.testing.assert_close(inputs.mean_differences(), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(inputs.columns([4, 1]), z[:, [4, 1]])
+        torch.testing.assert_close(inputs.select([4, 1]), z[:, [4, 1]].T)
 
 
 def test_the_features_with_the_largest_differences_of_either_sign_are_chosen() -> None:

@@ -91,7 +91,8 @@ def benchmark_rows(inputs: BenchmarkInputs, runs: Runs) -> Iterator[Row]:
         text = f"no scores of {', '.join(missing)} in evaluation/metric.parquet: CE and KL are left out"
         announce("benchmark", text)
     yield from _stability_rows(runs, sums, inputs.configs)
-    yield from _probing_rows(inputs, runs, tasks, sums)
+    if tasks.names:
+        yield from _probing_rows(inputs, runs, tasks, sums)
 
 
 def _row(
@@ -225,9 +226,8 @@ def _sparse_rows(
     dictionary: LayerDictionary | None, run: str, layer: int, inputs: ProbeInputs, tasks: ProbeTasks
 ) -> Iterator[Row]:
     """Yields the rows of probes that read k features."""
-    if tasks.names:
-        for k, scores in sparse_probe_scores(inputs, tasks, KS).items():
-            yield from _score_rows(dictionary, run, layer, k, scores, tasks)
+    for k, scores in sparse_probe_scores(inputs, tasks, KS).items():
+        yield from _score_rows(dictionary, run, layer, k, scores, tasks)
 
 
 def _score_rows(

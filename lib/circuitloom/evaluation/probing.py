@@ -60,7 +60,7 @@ class ProbeTasks:
     def testing_counts(self) -> list["LabelCounts"]:
         """The counts of each task in the testing half."""
         document, n = self.testing_documents
-        return [LabelCounts(label, document, n) for label in self.label[~self.training].T]
+        return [LabelCounts(label, document, n) for label in self.label[~self.training].T.contiguous()]
 
 
 def make_tasks(
@@ -120,15 +120,15 @@ class ProbeInputs:
             )
         return sums[:, :-1] / n[:-1] - (sums[:, -1:] - sums[:, :-1]) / (n[-1] - n[:-1])
 
-    def columns(self, features: Sequence[int]) -> Float[Tensor, "token k"]:
-        """Returns the activations of some features."""
+    def select(self, features: Sequence[int]) -> Float[Tensor, "k token"]:
+        """Returns the activations of some features, one feature after the other."""
         if self._dense is not None:
-            return self._dense[:, features].float()
+            return self._dense[:, features].float().T.contiguous()
         x = torch.zeros(len(features), len(self._tasks.training))
         for row, feature in enumerate(features):
             entries = slice(int(self._start[feature]), int(self._start[feature + 1]))
             x[row, self._token[entries]] = self._value[entries]
-        return x.T
+        return x
 
 
 def choose_features(differences: Float[Tensor, "feature task"], k: int) -> Int[Tensor, "k task"]:
@@ -294,11 +294,11 @@ def sparse_probe_scores(inputs: ProbeInputs, tasks: ProbeTasks, ks: Sequence[int
     testing = (~tasks.training).nonzero()[:, 0]
     scores: dict[int, list[Score]] = {k: [] for k in sorted(ks)}
     for task, (rows, counts) in enumerate(zip(tasks.training_rows, tasks.testing_counts, strict=True)):
-        x, label = inputs.columns(chosen[:, task].tolist()), tasks.label[rows, task]
-        x_training, x_testing, probe = x[rows], x[testing], None
+        x, label = inputs.select(chosen[:, task].tolist()), tasks.label[rows, task]
+        x_training, x_testing, probe = x[:, rows], x[:, testing], None
         for k, own in scores.items():
-            probe = fit_probe(x_training[:, :k], label, probe)
-            own.append(counts.balanced_accuracy(probe(x_testing[:, :k])))
+            probe = fit_probe(x_training[:k].T, label, probe)
+            own.append(counts.balanced_accuracy(probe(x_testing[:k].T)))
     return scores
 
 
