@@ -9,6 +9,8 @@ ALL_LAYERS = -1
 
 NEURONS, RESIDUAL = "neurons", "residual"
 """Names of the runs whose features are MLP neurons and residual directions."""
+RANDOM = "random"
+"""Name of the run whose features are random directions, in the table `dictionary_benchmark`."""
 CATALOG = "catalog.duckdb"
 LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")
@@ -25,6 +27,7 @@ TABLE_FOLDERS = {
     "dictionaries/*/*": ("history",),
     "evaluation": ("run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto"),
     "evaluation/baseline/*": ("baseline",),
+    "benchmark": ("dictionary_benchmark",),
     "features/*/*": FEATURE_TABLES,
     "labels/*/*/*": ("label",),
     "circuits/weights/*/*": WEIGHTS_TABLES,
@@ -159,6 +162,11 @@ class Layout:
     def pareto_figure(self) -> Path:
         """Picture of the Pareto front."""
         return self.evaluation / "pareto.png"
+
+    @property
+    def dictionary_benchmark(self) -> Path:
+        """File of the table that `circuitloom benchmark` writes."""
+        return self.root / "benchmark" / "dictionary_benchmark.parquet"
 
     @property
     def all_features(self) -> Path:
