@@ -114,6 +114,7 @@ MAY_IMPORT = {
     "evaluation_score": MODEL,
     "exchange_export": MODEL,
     "features_tabulate": MODEL,
+    "labels_ask": MODEL,
     "labels_describe": set(),
     "language_model_install": MODEL,
     "language_model_measure": MODEL,

@@ -22,6 +22,7 @@ from .config.evaluation import Evaluation
 from .config.exchange import Exchange
 from .config.export_formats import EXPORT_FORMATS, Contents, formats_of
 from .config.features import Features
+from .config.label_model import LabelModel
 from .config.labels import Labels
 from .config.language_model import LanguageModel, ModelSizes
 from .config.machine import Machine
@@ -164,7 +165,8 @@ def config_page() -> str:
     parts += _section("circuits.prompts, each of a prompt's changes", FeatureChange)
     parts += _section("circuits.behaviours, each behaviour", Behaviour)
     parts += _section("circuits.behaviours, each of a behaviour's prompts", BehaviourPrompt)
-    parts += [*_section("labels", Labels), *_section("machine", Machine), MACHINES, CASES]
+    parts += [*_section("labels", Labels), *_section("labels.model", LabelModel)]
+    parts += [*_section("machine", Machine), MACHINES, CASES]
     for kind, model in KINDS.items():
         parts += _section(f"cases, kind: {kind}", model)
     parts += _section("cases, kind: greater_than, published", Published)

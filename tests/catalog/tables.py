@@ -41,7 +41,7 @@ ELSEWHERE = {
     **{"pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
-    "activation_norm": "activations",
+    **{"activation_norm": "activations", "dictionary_benchmark": "benchmark"},
     **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),

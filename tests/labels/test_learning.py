@@ -159,7 +159,7 @@ def test_positions_where_a_description_holds_are_those_of_its_conditions(text) -
         ((Start(4),), "position", "first 4 tokens of a document"),
         ((TokenAt(0, (0,)), Start(1)), "conjunction", "`(` in the first token of a document"),
         ((TokenAt(NEAR_PLACE, (0,)),), "context", "anything soon after `(`"),
-        ((TokenAt(3, name="numbers"), Flag(BRACKETS)), "conjunction", "anything three tokens after numbers in brackets"),
+        ((TokenAt(2, name="numbers"), Flag(BRACKETS)), "conjunction", "anything two tokens after numbers in brackets"),
     ],
 )  # fmt: skip
 def test_labels_and_kinds(conditions, kind, label, text) -> None:

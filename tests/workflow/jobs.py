@@ -15,8 +15,8 @@ from tests.workflow.forks import OUTPUT
 from tests.workflow.project import ROOT, Project
 
 STAGES = (
-    "corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "circuits", "cases",
-    "catalog", "report",
+    "corpus", "language_model", "activations", "dictionaries", "evaluation", "features", "circuits", "labels",
+    "cases", "catalog", "report",
 )  # fmt: skip
 
 

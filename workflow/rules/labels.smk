@@ -2,6 +2,9 @@
 
 LABELLED = TABULATED if STUDY.labels.runs is None else STUDY.labels.runs
 LABEL_TABLES = ("feature", "activation", "logit")
+RULE_KEYS = [key for key in section("labels") if key != "model"]
+MODEL_LABELLED = STUDY.runs_labelled_by_model
+MODEL_LABEL_TABLES = ("feature", "activation", "example", "logit")
 
 
 rule describe_features:
@@ -27,7 +30,7 @@ rule describe_features:
     resources:
         **needs("labels"),
     params:
-        config=section("labels"),
+        config=section("labels", *RULE_KEYS),
         tokens=STUDY.features.tokens,
         run=lambda wildcards: wildcards.run,
         layers=STUDY.layers,
@@ -36,8 +39,46 @@ rule describe_features:
         "../../scripts/labels_describe.py"
 
 
+# the only job that asks a language model, and the only one that uses the network for it
+rule label_with_model:
+    input:
+        tokens=LAYOUT.tokens("validation"),
+        tokenizer=LAYOUT.tokenizer,
+        model=LAYOUT.model,
+        tables=[
+            LAYOUT.feature_table("{run}", "{layer}", table)
+            for table in MODEL_LABEL_TABLES
+        ],
+        # neurons have no dictionary
+        dictionary=lambda wildcards: dictionary_folders(
+            [run for run in STUDY.runs if run == wildcards.run], ["{layer}"]
+        ),
+    output:
+        LAYOUT.labels("model", "{run}", "{layer}"),
+    log:
+        LAYOUT.log("label_with_model_{run}_layer{layer}"),
+    benchmark:
+        LAYOUT.benchmark("label_with_model_{run}_layer{layer}")
+    wildcard_constraints:
+        run="|".join(map(re.escape, MODEL_LABELLED)) or "(?!)",
+        layer=r"\d+",
+    threads: split_cores(len(MODEL_LABELLED) * len(STUDY.layers))
+    resources:
+        **needs("labels", gpu=True),
+    params:
+        config=section("labels", "model")["model"],
+        features=section("features", "tokens", "before", "after", "bands", "neurons"),
+        dtype=STUDY.circuits.dtype,
+        code=code("labels_ask"),
+    script:
+        "../../scripts/labels_ask.py"
+
+
 TARGETS["labels"] = [
-    LAYOUT.labels("rules", run, layer) for run in LABELLED for layer in STUDY.layers
+    LAYOUT.labels(maker, run, layer)
+    for maker, runs in (("rules", LABELLED), ("model", MODEL_LABELLED))
+    for run in runs
+    for layer in STUDY.layers
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from .base import Section
+from .label_model import LabelModel
 
 
 class Labels(Section):
@@ -22,3 +23,5 @@ class Labels(Section):
     """Number of descriptions that are refined at each step of the search."""
     steps: NonNegativeInt = 1
     """Number of times that descriptions are refined, by one condition each."""
+    model: LabelModel | None = None
+    """A language model that labels some features in addition. With null, none is used and nothing is sent anywhere."""

@@ -206,6 +206,22 @@ class Study(Section):
             if name not in tabulated:
                 known = ", ".join(tabulated) or "none: add a sweep"
                 raise ValueError(f"labels.runs: {name} has no feature tables; choose from {known}")
+        if self.labels.model is not None and not self.labels.model.runs and self.traced_run is None:
+            raise ValueError(
+                "labels.model.runs: the study has no run of transcoders; name the runs whose features are labelled"
+            )
+        for name in self.runs_labelled_by_model:
+            if name not in tabulated:
+                known = ", ".join(tabulated) or "none: add a sweep"
+                raise ValueError(f"labels.model.runs: {name} has no feature tables; choose from {known}")
+
+    @property
+    def runs_labelled_by_model(self) -> list[str]:
+        """Names of the runs whose features a language model labels."""
+        model = self.labels.model
+        if model is None:
+            return []
+        return list(dict.fromkeys(model.runs or [self.traced_run or ""]))
 
     def _check_exchange(self) -> None:
         """Check that exported runs exist, and that the formats can represent them."""

@@ -52,7 +52,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredDescription:
     """A description with its counts on the learning half."""
 
     description: Description
@@ -103,7 +103,7 @@ class Learner:
         fires: Int[np.ndarray, " firing"],
         promoted: Sequence[int] = (),
         upstream: Sequence[Description] = (),
-    ) -> Candidate:
+    ) -> ScoredDescription:
         """Returns the best description of a feature that fires at the positions `fires` of the learning half.
 
         `promoted` are the units whose logits the feature raises most. `upstream` are descriptions of features that it
@@ -116,7 +116,7 @@ class Learner:
         found = self._refined(Description(), None, fires, n, promotes)
         found += [self._counted(each, firing) for each in [*upstream, *_said(promoted)]]
         if n >= ALWAYS_FROM * width:
-            found.append(Candidate(Description(), n, width))
+            found.append(ScoredDescription(Description(), n, width))
         beam = self._best(found, n)
         for _ in range(self.search.steps):
             refined = []
@@ -133,18 +133,18 @@ class Learner:
         ]
         return max(exact, key=lambda each: self._value(each, n))
 
-    def _value(self, candidate: Candidate, fires: int) -> float:
+    def _value(self, candidate: ScoredDescription, fires: int) -> float:
         """Returns F1 less the cost of the words."""
         return candidate.f(fires) - self.search.cost * candidate.description.words
 
-    def _counted(self, description: Description, firing: Bool[np.ndarray, " position"]) -> Candidate:
+    def _counted(self, description: Description, firing: Bool[np.ndarray, " position"]) -> ScoredDescription:
         """Returns a description with its counts of positions."""
         where = self.where(description)
-        return Candidate(description, int(np.count_nonzero(firing[where])), len(where))
+        return ScoredDescription(description, int(np.count_nonzero(firing[where])), len(where))
 
-    def _best(self, found: Sequence[Candidate], fires: int) -> list[Candidate]:
+    def _best(self, found: Sequence[ScoredDescription], fires: int) -> list[ScoredDescription]:
         """Returns the candidates to be refined: the best by F1 and the best by F2."""
-        best: dict[Description, Candidate] = {}
+        best: dict[Description, ScoredDescription] = {}
         for beta in (1.0, 2.0):
             ranked = sorted(found, key=lambda each, beta=beta: -each.f(fires, beta))
             best |= {each.description: each for each in ranked[: self.search.beam]}
@@ -158,7 +158,7 @@ class Learner:
         firing: Int[np.ndarray, " firing"],
         n: int,
         promoted: frozenset[int],
-    ) -> list[Candidate]:
+    ) -> list[ScoredDescription]:
         """Returns the best of the descriptions with one more condition, by F1 less the cost of words and by F2.
 
         The description holds at the positions `where`, and the feature fires at `firing` among them, and at `n`
@@ -178,7 +178,9 @@ class Learner:
         taken = {_aspect(each) for each in description.conditions}
         chosen = _best_options(options, inside.total, n, self.search, MAX_WORDS - description.words, taken)
         return [
-            Candidate(replace(description, conditions=(*description.conditions, condition)), hits, predicted)
+            ScoredDescription(
+                replace(description, conditions=(*description.conditions, condition)), hits, predicted
+            )
             for condition, hits, predicted in chosen
         ]
 
@@ -241,7 +243,7 @@ def _best_options(
 
 
 def _f(hits: np.ndarray, predicted: np.ndarray, fires: int, weight: float = 1.0) -> np.ndarray:
-    """Returns `Candidate.f` for arrays of counts. `weight` is beta squared."""
+    """Returns `ScoredDescription.f` for arrays of counts. `weight` is beta squared."""
     return (1 + weight) * hits / (weight * fires + predicted + 1)
 
 

@@ -25,7 +25,7 @@ from ..core.progress import progress
 from ..core.tables import LABEL, read_table, table_writer
 from .conditions import Description, TokenAt
 from .firings import Neighbours, hard_negatives, read_firings
-from .learning import MAX_TOKENS, Candidate, Learner, SearchSettings, near_of
+from .learning import MAX_TOKENS, Learner, ScoredDescription, SearchSettings, near_of
 from .scores import Truth
 from .text import LabelText, shown
 
@@ -186,14 +186,14 @@ class _Labeller:
             rows += self._rows(feature, found)
         return rows, descriptions
 
-    def _described(self, feature: int) -> Candidate:
+    def _described(self, feature: int) -> ScoredDescription:
         return self.learner.learn(
             self.learning.of(feature),
             self.promoted.get(feature, [])[:MAX_TOKENS],
             self.upstream.get(feature, []),
         )
 
-    def _rows(self, feature: int, found: Candidate | None) -> Iterator[dict[str, Any]]:
+    def _rows(self, feature: int, found: ScoredDescription | None) -> Iterator[dict[str, Any]]:
         """Yield the rows of a feature: of its description, its most frequent token, and the best planted concept."""
         text, fires = self.learner.text, self.learning.of(feature)
         truth = self._truth(feature)

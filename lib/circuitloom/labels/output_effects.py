@@ -1,0 +1,190 @@
+"""Output scores: whether a feature raises the probability of the tokens that it is said to promote.
+
+In some contexts of the scoring documents in which a feature fires, its activation is doubled at the position where it
+fires: what it writes is added once more to every output that it writes to. The score is the share of contexts in which
+the log probability of the said tokens together, as the next token, rises. No change counts half. A feature that writes
+in a random direction scores about 0.5.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..core.progress import progress
+from ..corpus.tokens import Tokens
+from ..features.basis import FeatureBasis
+from ..language_model.hooks import Edit, Site, capture, edited
+from ..language_model.lm_head import LMHead, find_lm_head
+from ..language_model.model import LanguageModel
+from .contexts import FeatureActivations, split_bands, spread
+from .label_source import PROMOTED, LabelSource
+from .model_scores import SampledScore, share_score
+
+CONTEXTS = 4
+"""Number of contexts per feature."""
+BANDS = 4
+"""Number of bands of activation from which contexts are taken."""
+LENGTH = 64
+"""Largest number of tokens before the position where the feature fires. Earlier ones are left out."""
+ROWS = 128
+"""Largest number of contexts per forward pass."""
+LOGITS = 2**26
+"""Largest number of logits that exist at one time."""
+
+
+@dataclass(frozen=True)
+class ScaledContexts:
+    """Contexts in each of which one feature is scaled, ordered by feature."""
+
+    feature: Int[np.ndarray, " context"]
+    index: Int[np.ndarray, " context"]
+    """Index in the flattened token array of the token on which the feature fires."""
+    value: Float[np.ndarray, " context"]
+    """Its activation."""
+
+    def __len__(self) -> int:
+        """Returns the number of contexts."""
+        return len(self.feature)
+
+    def parts(self) -> Iterator["ScaledContexts"]:
+        """Yields up to `ROWS` contexts at one time."""
+        for start in range(0, len(self), ROWS):
+            yield ScaledContexts(*(column[start : start + ROWS] for column in vars(self).values()))
+
+
+def choose_contexts(
+    activations: Mapping[int, FeatureActivations], n: int = CONTEXTS, seed: int = 0
+) -> ScaledContexts:
+    """Returns up to `n` contexts of each feature, as evenly over bands of activation as possible."""
+    feature, index, value = [], [], []
+    for each, found in activations.items():
+        random = np.random.default_rng((seed, each))
+        groups = [random.permutation(group) for group in split_bands(found.value, found.value, BANDS)]
+        for group, share in zip(groups, spread([len(group) for group in groups], n), strict=True):
+            feature += [each] * share
+            index += found.index[group[:share]].tolist()
+            value += found.value[group[:share]].tolist()
+    return ScaledContexts(np.array(feature, int), np.array(index, int), np.array(value, float))
+
+
+def score_promoted(
+    model: LanguageModel, basis: FeatureBasis, tokens: Tokens, source: LabelSource
+) -> Callable[[Mapping[int, FeatureActivations]], dict[int, SampledScore]]:
+    """Returns a function from activations on the scoring documents to output scores, with the tokens whose logits a
+    feature raises most (table `logit`) as those that it is said to promote."""
+
+    def scores(activations: Mapping[int, FeatureActivations]) -> dict[int, SampledScore]:
+        promoted = source.promoted(list(activations), PROMOTED)
+        said = {feature: [number for number, _ in found] for feature, found in promoted.items()}
+        return output_scores(model, basis, tokens, activations, said)
+
+    return scores
+
+
+@torch.inference_mode()
+def output_scores(
+    model: LanguageModel,
+    basis: FeatureBasis,
+    tokens: Tokens,
+    activations: Mapping[int, FeatureActivations],
+    said: Mapping[int, Sequence[int]],
+    factor: float = 2.0,
+) -> dict[int, SampledScore]:
+    """Returns the output score of each feature that fires and has `said` tokens.
+
+    `activations` are those on the scoring documents. `said` maps a feature to the ids of the tokens that
+    it is said to promote. Activations are multiplied by `factor`. Raises ValueError if stored tokens are damaged, or if
+    logits are not finite.
+    """
+    chosen = choose_contexts({each: found for each, found in activations.items() if len(said.get(each, ()))})
+    if not len(chosen):
+        return {}
+    head = find_lm_head(model)
+    rises, documents = [], []
+    with progress(f"output: {basis.run} layer {basis.layer}", len(chosen), "contexts") as bar:
+        for part in chosen.parts():
+            change, document = _changes(model, head, basis, tokens, part, said, factor)
+            rises.append(change)
+            documents.append(document)
+            bar.update(len(part))
+    rise, document = np.concatenate(rises), np.concatenate(documents)
+    starts = np.flatnonzero(np.append(True, np.diff(chosen.feature) != 0))
+    return {
+        int(chosen.feature[start]): share_score(document[start:stop], (np.sign(rise[start:stop]) + 1) / 2)
+        for start, stop in zip(starts, np.append(starts[1:], len(chosen)), strict=True)
+    }
+
+
+def _changes(
+    model: LanguageModel,
+    head: LMHead,
+    basis: FeatureBasis,
+    tokens: Tokens,
+    part: ScaledContexts,
+    said: Mapping[int, Sequence[int]],
+    factor: float,
+) -> tuple[Float[np.ndarray, " context"], Int[np.ndarray, " context"]]:
+    """Returns the change of the log probability of the said tokens in each context, and the document of each."""
+    text, last, document = _read_contexts(tokens, part.index)
+    row = torch.arange(len(part), device=model.device)
+    feature, last = torch.from_numpy(part.feature).to(model.device), last.to(model.device)
+    added = torch.from_numpy((factor - 1) * part.value).to(model.device)
+
+    def scale(decoder: Tensor) -> Edit:
+        written = added[:, None] * decoder.to(model.device)[feature]
+
+        def edit(_x: Tensor, y: Tensor) -> Tensor:
+            y = y.clone()
+            y[row, last] += written.to(y.dtype)
+            return y
+
+        return edit
+
+    site = Site("unembedding_in")
+    before = capture(model, text, [site])[site][row, last]
+    edits = {Site(basis.site_out, output): scale(decoder) for output, decoder in basis.decoders.items()}
+    with edited(model, edits):
+        after = capture(model, text, [site])[site][row, last]
+    wanted = [list(dict.fromkeys(said[int(each)])) for each in part.feature]
+    change = _log_probability(model, head, after, wanted) - _log_probability(model, head, before, wanted)
+    return change.cpu().numpy(), document
+
+
+def _read_contexts(
+    tokens: Tokens, index: Int[np.ndarray, " context"]
+) -> tuple[Int[Tensor, "context position"], Int[Tensor, " context"], Int[np.ndarray, " context"]]:
+    """Returns the token ids up to each token of `index`, the position of this token, and its document.
+
+    The first token is the BOS, if there is one. Shorter contexts are filled up after the position, which later tokens
+    do not affect.
+    """
+    sequence, position = np.divmod(index, tokens.context)
+    rows, own = np.unique(sequence, return_inverse=True)
+    token, document = tokens.take(rows)[torch.from_numpy(own)], tokens.take_document(rows).numpy()
+    start = np.maximum(position - LENGTH, 0)
+    place = torch.from_numpy(start[:, None] + np.arange(min(LENGTH + 1, tokens.context)))
+    text = token.gather(1, place.clamp(max=tokens.context - 1))
+    if tokens.bos_id is not None:
+        text[:, 0] = tokens.bos_id
+    return text, torch.from_numpy(position - start), document[own, position]
+
+
+def _log_probability(
+    model: LanguageModel, head: LMHead, hidden: Float[Tensor, "context d"], wanted: Sequence[Sequence[int]]
+) -> Float[Tensor, " context"]:
+    """Returns the log probability that the next token is one of the wanted ones, in float64."""
+    found = []
+    size = max(1, LOGITS // head.vocabulary)
+    for start in range(0, len(hidden), size):
+        logits = head.logits(hidden[start : start + size], slice(0, head.vocabulary)).double()
+        model.check_finite(logits, "a logit with a scaled feature")
+        scores = logits.log_softmax(-1)
+        found += [
+            own[torch.tensor(ids, device=own.device)].logsumexp(0)
+            for own, ids in zip(scores, wanted[start : start + size], strict=True)
+        ]
+    return torch.stack(found)
