@@ -40,7 +40,8 @@ test: environment
 test-fast: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m fast
 
-# Tests that kill processes at random moments, fill disks or train in several processes.
+# Tests that kill processes at random moments, fill disks, train in several processes or take more than ten seconds, and
+# the rarer architectures of tests that run on each kind of block.
 test-slow: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m slow
 
@@ -52,7 +53,7 @@ test-models: environment
 # their own, which take most of the time and about 10 GB. moto, which emulates a bucket, is in .cloud. Spark also needs
 # Java 17 or later (Debian's default-jre-headless); without it, its tests are skipped, and so is training with SAELens
 # without REAL_INPUT, a folder with models/stories260K and data/tinystories.
-PEERS := circuit_tracer clickhouse datafusion delphi dictionary_learning polars saelens spark sparsify
+PEERS := circuit_tracer clickhouse datafusion delphi dictionary_learning polars saebench saelens spark sparsify
 test-exchange: environment cloud $(PEERS:%=.peers/%/.installed)
 	$(BIN)/python -m pytest -rs -m exchange tests/exchange -k "not bucket"
 	PYTHONPATH=$(CURDIR)/.cloud $(BIN)/python -m pytest -rs -m exchange tests/exchange/test_engines.py -k bucket

@@ -1,7 +1,6 @@
 from circuitloom.core.script import job
 
 with job("circuits", snakemake):
-    from circuitloom.attribution.drawing import draw_graph
     from circuitloom.attribution.export import write_graph
     from circuitloom.attribution.trace_tables import TraceRows
     from circuitloom.attribution.tracer import Tracer
@@ -23,5 +22,4 @@ with job("circuits", snakemake):
         rows = TraceRows(trace, name, tracer.strings)
         for table, (schema, contents) in rows.tables().items():
             write_table(schema, contents, output[table][number])
-        draw_graph(rows, output.figure[number])
         write_graph(trace, rows.name, rows.tokens, output.graph[number])

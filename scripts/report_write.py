@@ -15,6 +15,7 @@ with job("report", snakemake):
             dictionaries=[Path(folder) for folder in source.dictionaries],
             results=[Path(file) for file in source.results],
             pictures=[Path(file) for file in source.pictures],
+            case_runs=params.case_runs,
             benchmarks=Path(params.benchmarks),
             rule=snakemake.rule,
         ),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from tests.activations.inputs import make_tokens
-from tests.explorer.made_up import HOSTILE, RUN, WIDTH, make_study
+from tests.explorer.made_up import HOSTILE, RUN, WIDTH, labels, make_study
 
 from circuitloom.attribution.graph_json import (
     embedding_node,
@@ -24,7 +24,11 @@ from circuitloom.attribution.graph_json import (
     graph_content,
     logit_node,
 )
+from circuitloom.attribution.node_names import node_name
+from circuitloom.catalog.build import build_catalog
 from circuitloom.config.export_formats import EXPORT_FORMATS
+from circuitloom.core.formatting import escape_invisible
+from circuitloom.core.tables import LABEL, NODE, TRACE, write_table
 from circuitloom.corpus.token_arrays import write_tokens
 from circuitloom.export_command import add_commands
 
@@ -162,6 +166,60 @@ def test_labels_of_a_file_become_those_of_a_graph_and_of_features(suffix: str, s
             line for file in folder.iterdir() for line in gzip.decompress(file.read_bytes()).splitlines()
         ]
         assert {row["index"]: row["description"] for row in map(json.loads, lines)} == expected
+
+
+def test_without_a_file_the_labels_of_the_study_are_exported(study, tmp_path) -> None:
+    expected = {
+        row["feature"]: row["label"] for row in labels() if (row["source"], row["kind"]) == ("rule", "token")
+    }
+    export("neuronpedia-graph", study, tmp_path, "--model", "a-model")
+    nodes = json.loads((tmp_path / "hostile.json").read_text())["nodes"]
+    assert {node["node_id"]: node["clerp"] for node in nodes}["0_7_1"] == expected[7]
+    export("neuronpedia", study, tmp_path, "--run", RUN, "--model", "a-model", "--layers", 0)
+    (file,) = (tmp_path / "v1" / "a-model" / f"0-{RUN}" / "explanations").iterdir()
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    assert {int(row["index"]): escape_invisible(row["description"]) for row in rows} == {
+        feature: escape_invisible(label) for feature, label in expected.items()
+    }
+
+
+def supernodes(study: Path, output: Path, *arguments: object) -> list[list[str]]:
+    export("neuronpedia-graph", study, output, "--model", "a-model", *arguments)
+    return json.loads((output / "hostile.json").read_text())["qParams"]["supernodes"]
+
+
+def test_saved_supernodes_are_exported_unless_others_are_named(study, tmp_path, capsys) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(study, copy)
+    rows = pq.read_table(copy / "circuits" / "hostile" / "node.parquet").to_pylist()
+    names = {
+        "years": [node_name(rows[0]), node_name(rows[10])],
+        "rest": [node_name(rows[11]), "0/99 'gone'@7"],
+    }
+    (copy / "circuits" / "hostile" / "supernodes.json").write_text(json.dumps(names))
+    assert supernodes(copy, out) == [["years", "0_7_1", "0_-1_3"], ["rest", "E_0_0"]]
+    assert "not in the graph any more, left out: 0/99 'gone'@7" in capsys.readouterr().out
+    assert supernodes(copy, out, "--supernodes", "none") == []
+    assert supernodes(copy, out, "--supernodes", "a:10") == [["a", "0_-1_3"]]
+
+
+def test_supernodes_by_the_rule_are_exported(study, tmp_path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    # features 7 and 9 of layer 0 at one position, with one label
+    folder = copy / "circuits" / "hostile"
+    for table in ("trace", "node"):
+        rows = [row | {"trace": "hostile"} for row in pq.read_table(folder / f"{table}.parquet").to_pylist()]
+        for row in rows[:3] if table == "node" else []:
+            row["position"] = 1
+        write_table({"trace": TRACE, "node": NODE}[table], rows, folder / f"{table}.parquet")
+    own = [row | {"label": "the same"} for row in labels() if row["feature"] in (7, 9)]
+    write_table(LABEL, own, copy / "labels" / "rules" / RUN / "layer0" / "label.parquet")
+    graph = json.loads((folder / "graph.json").read_text())
+    graph["nodes"].insert(1, feature_node(0, 9, 1, 1.0, 0.5))
+    (folder / "graph.json").write_text(json.dumps(graph))
+    build_catalog(copy)
+    assert supernodes(copy, tmp_path / "out", "--supernodes", "rule") == [["the same @1", "0_7_1", "0_9_1"]]
 
 
 @pytest.mark.parametrize(

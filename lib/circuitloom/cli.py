@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
+from .benchmark_command import add_command as add_benchmark_command
 from .catalog.engine_command import add_catalog_command
 from .core.errors import first_line
 from .core.layout import Layout
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     adopt.set_defaults(run_command=_adopt)
 
     add_import_command(commands)
+    add_benchmark_command(commands)
 
     queries = commands.add_parser(
         "queries", help="print docs/queries.md: example questions, their SQL and results"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .features.formats.feature_texts import FeatureSource
     from .features.formats.labels import Labels
 
+BY_RULE = "rule"
+"""Value of --supernodes that groups nodes by the rule."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 """Files of which a tokenizer's folder has at least one."""
 
@@ -28,13 +30,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supernodes",
         metavar="GROUPS",
-        help="graphs: groups of nodes of one --trace, as the explorer's address has them: 'years:1,2;others:3'",
+        help="graphs: `rule` groups features of one position with equal labels or similar activations; `none`: no "
+        "groups; or groups of nodes of one --trace, as the explorer's address has them: 'years:1,2;others:3' (groups "
+        "that were saved in the explorer)",
     )
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="graphs, neuronpedia: Parquet or CSV file with the columns run, layer, feature, label",
+        help="graphs, neuronpedia: Parquet or CSV file with the columns run, layer, feature, label (the study's)",
     )
     parser.add_argument(
         "--source-set",
@@ -103,7 +107,7 @@ def export_neuronpedia(arguments: argparse.Namespace) -> None:
         release=arguments.release or study,
     )
     run, layers = sources[0].run, {source.layer for source in sources}
-    labels = {place: text for place, text in _labels(arguments).get(run, {}).items() if place[0] in layers}
+    labels = {place: text for place, text in _labels(arguments, run).items() if place[0] in layers}
     if arguments.labels is not None and not labels:
         raise ValueError(f"{arguments.labels}: has no label of {run} in the exported layers; remove --labels")
     export_neuronpedia(sources, arguments.output, names, _model(Layout.find(arguments.results))[0], labels)
@@ -136,6 +140,7 @@ output of its argument, and the format's options."""
 def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[str]], "Labels"]]:
     """Returns the graph of each trace, the node ids of each supernode, and the labels of its run."""
     from .attribution.graph_json import feature_of, read_graph_json
+    from .attribution.supernodes import NO_GROUPS
     from .core.tables import read_table
 
     layout = Layout.find(arguments.results)
@@ -146,19 +151,20 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
         )
     if arguments.trace is not None and arguments.trace not in known:
         raise ValueError(f"{layout.root} has no trace {arguments.trace}; choose from {', '.join(known)}")
-    if arguments.supernodes and arguments.trace is None and len(known) > 1:
+    named = arguments.supernodes not in (None, "", BY_RULE, NO_GROUPS)
+    if named and arguments.trace is None and len(known) > 1:
         raise ValueError(
             f"--supernodes needs --trace: it names nodes of one graph, and the study has {len(known)} traces; choose "
             f"from {', '.join(known)}"
         )
     chosen = known if arguments.trace is None else [arguments.trace]
-    labels, graphs = _labels(arguments), []
+    graphs = []
     for name in chosen:
         folder = layout.trace(name)
         graph = read_graph_json(folder / "graph.json")
         (run,) = read_table(folder / "trace.parquet", columns=["run"])["run"].to_pylist()
-        own = labels.get(run, {})
-        graphs.append((graph, _supernodes(arguments.supernodes, folder / "node.parquet", graph), own))
+        groups = _supernodes(arguments.supernodes, layout, name, graph)
+        graphs.append((graph, groups, _labels(arguments, run)))
     found = {
         place for graph, _, own in graphs for node in graph["nodes"] if (place := feature_of(node)) in own
     }
@@ -167,22 +173,37 @@ def _graphs(arguments: argparse.Namespace) -> list[tuple["Json", dict[str, list[
     return graphs
 
 
-def _labels(arguments: argparse.Namespace) -> dict[str, "Labels"]:
-    """Returns the labels of each run in the file that the arguments name."""
+def _labels(arguments: argparse.Namespace, run: str) -> "Labels":
+    """Returns the labels of a run in the file that the arguments name, or else the study's own."""
+    from .core.feature_labels import read_feature_labels
     from .features.formats.labels import read_labels
 
-    return {} if arguments.labels is None else read_labels(arguments.labels, Layout.find(arguments.results))
+    layout = Layout.find(arguments.results)
+    if arguments.labels is None:
+        return {place: label.text for place, label in read_feature_labels(layout, run).items()}
+    return read_labels(arguments.labels, layout).get(run, {})
 
 
-def _supernodes(text: str | None, table: Path, graph: "Json") -> dict[str, list[str]]:
-    """Returns the node ids of the groups in the explorer's address, which name nodes by their numbers in `table`."""
-    if not text:
-        return {}
+def _supernodes(text: str | None, layout: Layout, trace: str, graph: "Json") -> dict[str, list[str]]:
+    """Returns the node ids of each supernode: of the groups in `text`, by the rule, or by default of saved groups."""
     from .attribution.graph_json import node_ids
+    from .attribution.node_names import node_name
+    from .attribution.supernodes import LEAST_COSINE, parse_groups, saved_groups
     from .core.tables import read_table
-    from .explorer.circuit_view import parse_groups
 
-    groups, names = parse_groups(text), node_ids(read_table(table).to_pylist(), graph)
+    rows = read_table(layout.trace(trace) / "node.parquet").to_pylist()
+    names = node_ids(rows, graph)
+    if text == BY_RULE:
+        from .catalog.client import CatalogClient
+
+        groups = CatalogClient(layout.root).supernodes(trace, LEAST_COSINE)
+    elif text:
+        groups = parse_groups(text)
+    else:
+        in_graph = [{"node": row["node"], "label": node_name(row)} for row in rows if row["in_graph"]]
+        groups, missing = saved_groups(layout, trace, in_graph)
+        if missing:
+            print(f"{layout.supernodes(trace)}: not in the graph any more, left out: {', '.join(missing)}")
     if missing := [number for members in groups.values() for number in members if number not in names]:
         raise ValueError(
             f"--supernodes: node {missing[0]} is not in the exported graph; name features, errors or tokens"

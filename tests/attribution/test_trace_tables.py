@@ -4,8 +4,9 @@ import duckdb
 import pytest
 from tests.attribution.inputs import PROMPT, load_tiny, make_linearized
 
+from circuitloom.attribution.node_names import node_name
 from circuitloom.attribution.paths import direct_sources, feature_reader
-from circuitloom.attribution.trace_tables import node_name, source_rows
+from circuitloom.attribution.trace_tables import source_rows
 from circuitloom.catalog.queries import macros
 
 TOKENS = [f"t{token}" for token in PROMPT.tolist()]

@@ -11,7 +11,7 @@ from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import ARCHITECTURES, CONTEXT
 from tokenizers import normalizers
 
-from circuitloom.attribution.drawing import draw_graph
+from circuitloom.attribution.drawing import GraphDrawing, draw_graph
 from circuitloom.attribution.export import write_graph
 from circuitloom.attribution.terminal import print_trace
 from circuitloom.attribution.trace_tables import TraceRows
@@ -252,7 +252,7 @@ def test_a_change_names_what_it_lacks():
 
 
 def test_the_figure_is_a_png(traced, tmp_path):
-    draw_graph(traced[1], tmp_path / "graph.png")
+    draw_graph(GraphDrawing.of(traced[1]), tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.dumps(traced[1].nodes())
 

@@ -12,7 +12,7 @@ from tests.activations.inputs import make_tokens
 from tests.models import CONTEXT, VOCABULARY
 
 from circuitloom.config.features import Features
-from circuitloom.core.tables import FEATURE_CONCEPT, LOGIT, METRIC, TABLES, TOKEN, write_table
+from circuitloom.core.tables import FEATURE_CONCEPT, LABEL, LOGIT, METRIC, TABLES, TOKEN, write_table
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.features.basis import FeatureBasis
@@ -41,7 +41,7 @@ ELSEWHERE = {
     **{"pretraining": "model", "language_model": "language_model"},
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
-    "activation_norm": "activations",
+    **{"activation_norm": "activations", "dictionary_benchmark": "benchmark"},
     **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
@@ -114,6 +114,7 @@ def make_study(folder: Path) -> Study:
     }
     for (run, layer), activations in z.items():
         write_features(folder, tokens, run, layer, activations)
+        write_labels(folder, run, layer, list(activations))
     _write_evaluation(folder / "evaluation")
     schemas = {table.name: table for table in TABLES}
     for name, place in ELSEWHERE.items():
@@ -165,6 +166,20 @@ def write_features(folder: Path, tokens: Tokens, run: str, layer: int, z: dict[i
         for feature in z for sign in (-1, 1) for rank in range(3)
     ]  # fmt: skip
     write_table(LOGIT, rows, target / "logit.parquet")
+
+
+def write_labels(folder: Path, run: str, layer: int, features: list[int]) -> None:
+    """Write labels of the features of a run and layer: of odd ones, that of a language model is the best."""
+    rows = [
+        {"run": run, "layer": layer, "feature": feature, "label": label, "source": source, "kind": kind, "f1": f1}
+        for feature in features
+        for label, source, kind, f1 in (
+            ("`caught` after `w1`", "rule", "n-gram", 0.5 + feature % 7 / 16),
+            ("`caught`", "frequent", "token", 1.0),
+            ("Being caught", "small-model", "text", 0.25 if feature % 2 == 0 else 1.0),
+        )
+    ]  # fmt: skip
+    write_table(LABEL, rows, folder / "labels" / "rules" / run / f"layer{layer}" / "label.parquet")
 
 
 def _not_called(x):

@@ -13,7 +13,7 @@ HOSTILE = (
     "日本", "\u202eabc", "&lt;",
 )  # fmt: skip
 RUN, SAE, NEURONS, LAYERS, WIDTH = "tc-topk8-300", "sae-topk8-300", "neurons", (0, 1), 300
-TRACE = "it's <i>hostile</i>"
+TRACE, PLAIN_TRACE = "it's <i>hostile</i>", "plain"
 SCHEMAS = {table.name: table for table in TABLES}
 Rows = list[dict[str, Any]]
 
@@ -50,8 +50,10 @@ def make_study(folder: Path) -> Path:
             for step in (1, 10, 20)
         ]
         _write(folder / "dictionaries" / RUN / f"layer{layer}", "history", history)
-    for name, rows in _circuit().items():
-        _write(folder / "circuits" / "hostile", name, rows)
+    for trace, place in ((TRACE, "hostile"), (PLAIN_TRACE, PLAIN_TRACE)):
+        for name, rows in _circuit(trace).items():
+            _write(folder / "circuits" / place, name, rows)
+    _write(folder / "labels" / "rules" / RUN / "layer0", "label", labels())
     claim = {"case_study": token(1), "claim": "acts", "statement": token(0), "value": 0.5, "low": 0.4, "high": 0.6,
              "relation": "above", "bound": 0.2, "holds": True, "n": 9, "of": "prompts"}  # fmt: skip
     _write(
@@ -158,6 +160,22 @@ def feature_tables(run: str, layer: int) -> dict[str, Rows]:
     return tables
 
 
+def labels() -> Rows:
+    """Labels of layer 0: feature 7 + 2 i fires on token i, with an F1 of 0.9 - i / 10; nothing describes feature 8."""
+    own = {"run": RUN, "layer": 0, "source": "rule", "kind": "token"}
+    rows = [
+        own | {"feature": 7 + 2 * i, "label": f"`{token(i)}` after `b`", "f1": 0.9 - i / 10, "f1_low": 0.25,
+               "f1_high": 0.95, "precision": 0.5, "n_tokens": 9}
+        for i in range(4)
+    ]  # fmt: skip
+    undescribed = own | {"feature": 8, "label": "nothing describes it", "kind": "none", "f1": 0.1}
+    return [
+        *rows,
+        rows[0] | {"source": "frequent", "label": "the most frequent token", "f1": 0.99},
+        undescribed,
+    ]
+
+
 def _weights(layer: int) -> dict[str, Rows]:
     own = {"run": RUN, "layer": layer}
     read = [
@@ -174,8 +192,8 @@ def _weights(layer: int) -> dict[str, Rows]:
     return {"deembedding": read, "connection": connection, "blind": blind}
 
 
-def _circuit() -> dict[str, Rows]:
-    own = {"trace": TRACE}
+def _circuit(name: str) -> dict[str, Rows]:
+    own = {"trace": name}
     trace = own | {"run": RUN, "prompt": " ".join(HOSTILE[:3]), "tokens": list(HOSTILE), "target": "logits",
                    "dtype": "float32", "n_active": 20, "n_nodes": 26, "n_edges": 60, "identity_error": 1e-7,
                    "replacement_score": 0.8, "completeness_score": 0.9, "completeness_strict": 0.8,

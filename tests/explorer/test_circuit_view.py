@@ -1,6 +1,7 @@
 """The view of a circuit: groups in the address, grouping of marked nodes, panels about nodes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +11,10 @@ from circuitloom.explorer.circuit_view import (
     add_group,
     circuit_view,
     describe,
+    effects_table,
+    grouping_summary,
     node_panel,
-    parse_groups,
     supernode_panel,
-    write_groups,
 )
 
 BLANK = dict.fromkeys(
@@ -69,19 +70,11 @@ def cells(component) -> list[list[str]]:
     return found
 
 
-def test_groups_in_an_address_are_read_back() -> None:
-    groups = {"years": [1, 2], "a b": [3]}
-    assert parse_groups(write_groups(groups)) == groups
-    assert parse_groups("") == {}
-    with pytest.raises(ValueError, match="must have the form"):
-        parse_groups("a:1,x")
-
-
 @pytest.mark.parametrize(
     ("groups", "marked", "name", "expected"),
     [
         ({}, [1, 2], "years", {"years": [1, 2]}),
-        ({}, [1, 2], " a:b;c, ", {"abc": [1, 2]}),
+        ({}, [1, 2], " a:b;c, ", {"a:b;c,": [1, 2]}),
         ({"group 1": [1, 2]}, [3, 4], "", {"group 1": [1, 2], "group 2": [3, 4]}),
         ({"years": [1, 2]}, [3, 4], "years", {"years": [1, 2, 3, 4]}),
         ({"a": [1, 2], "b": [3, 4]}, [-2, 5], "c", {"a": [1, 2], "c": [3, 4, 5]}),
@@ -95,6 +88,20 @@ def test_marked_nodes_become_a_group_and_marked_supernodes_are_merged(groups, ma
 def test_a_feature_is_described_by_the_tokens_that_it_fires_on() -> None:
     row = CIRCUIT.node(0)
     assert describe(row, CIRCUIT.words) == "node 0 fires on war, ␣was, influence 0.25"
+
+
+def test_the_label_of_a_feature_takes_the_place_of_its_tokens() -> None:
+    row = CIRCUIT.node(0) | {"feature_label": "`war` after\n`the`", "label_f1": 0.5}
+    assert describe(row, CIRCUIT.words) == "node 0 `war` after↵`the` (F1 0.5), influence 0.25"
+
+
+def test_panels_name_features_with_their_labels(made_up) -> None:
+    labelled = replace(
+        CIRCUIT, nodes=[CIRCUIT.nodes[0] | {"feature_label": "`war`", "label_f1": 0.5}, *CIRCUIT.nodes[1:]]
+    )
+    assert ["node 0 `war` (F1 0.5)", "+2", "+1", "+0.5"] in cells(node_panel(None, labelled, 5))
+    assert ["node 0 `war` (F1 0.5)", "0.25"] in cells(supernode_panel(labelled, {"both": [0, 1]}, -1))
+    assert ["node 0 `war` (F1 0.5)", "node 5", "+2", "+1", "+0.5"] in cells(effects_table(labelled))
 
 
 def test_the_panel_of_a_node_lists_its_edges_with_predicted_frozen_and_free_effects(made_up) -> None:
@@ -124,3 +131,12 @@ def test_a_view_draws_supernodes_and_ignores_a_node_that_is_not_in_the_graph() -
     assert "<i>" not in data["circuit-markup"]
     assert 'value="30"' in data["circuit-markup"]
     assert '"value": null' in json.dumps(parts)
+
+
+def test_the_summary_says_what_grouping_changes() -> None:
+    assert grouping_summary(CIRCUIT, {}) is None
+    # the logit's edges hold 2, 1 and 0.5 of 3.5; all of nodes 0 and 2 comes from the embedding
+    text = grouping_summary(CIRCUIT, {"both": [0, 1]})
+    assert text is not None and text.startswith(
+        "Grouped: 3 nodes instead of 4, 4 edges instead of 5; 80 % of"
+    )

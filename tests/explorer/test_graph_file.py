@@ -57,10 +57,12 @@ def test_nodes_and_edges_of_a_file_become_rows_of_the_circuit_view(file) -> None
     opened = open_graph(file)
     rows = {row["label"]: row for row in opened.circuit.nodes}
     assert set(rows) == {
-        "embedding '<b>'@0", "embedding ' ⟨E4⟩\n'@1", "0/7 ' ⟨E4⟩\n'@1 says <i>hi</i>", "1/8 ' ⟨E4⟩\n'@1",
+        "embedding '<b>'@0", "embedding ' ⟨E4⟩\n'@1", "0/7 ' ⟨E4⟩\n'@1", "1/8 ' ⟨E4⟩\n'@1",
         "error 1 '<b>'@0", "logit ' x'@1", "lorsa 1 ' ⟨E4⟩\n'@1 a head",
     }  # fmt: skip
-    feature = rows["0/7 ' ⟨E4⟩\n'@1 says <i>hi</i>"]
+    feature = rows["0/7 ' ⟨E4⟩\n'@1"]
+    assert feature["feature_label"] == "says <i>hi</i>"
+    assert all(row["feature_label"] is None for row in rows.values() if row is not feature)
     assert (feature["kind"], feature["layer"], feature["feature"], feature["activation"]) == (
         "feature",
         0,
@@ -70,7 +72,8 @@ def test_nodes_and_edges_of_a_file_become_rows_of_the_circuit_view(file) -> None
     root = rows["logit ' x'@1"]
     assert root["is_root"] and (root["probability"], root["token"], root["layer"]) == (0.5, " x", None)
     assert [edge["effect"] for edge in opened.circuit.edges] == [6.0, -3.0, 2.0, 1.0, -1.0, 1.0]
-    assert opened.circuit.edges[0]["source"] == "1/8 ' ⟨E4⟩\n'@1"
+    assert opened.circuit.edges[0]["source"] == "1/8 ' ⟨E4⟩↵'@1"
+    assert opened.circuit.edges[2]["source"] == "0/7 ' ⟨E4⟩↵'@1 says <i>hi</i>"
     assert (opened.name, opened.scan, opened.prompt) == ("a-slug", "gemma", "<b> x")
 
 
@@ -96,8 +99,8 @@ def test_the_cumulative_share_of_the_file_is_kept_and_a_missing_one_is_computed(
 def test_supernodes_pinned_nodes_and_what_is_left_out_are_told(file) -> None:
     opened = open_graph(file)
     numbers = {row["label"].split(" ")[0]: row["node"] for row in opened.circuit.nodes}
-    assert opened.groups == {"ab": [numbers["0/7"], numbers["1/8"]]}
-    assert opened.pinned == ["0/7 ' ⟨E4⟩\n'@1 says <i>hi</i>"]
+    assert opened.groups == {"a;b": [numbers["0/7"], numbers["1/8"]]}
+    assert opened.pinned == ["0/7 ' ⟨E4⟩↵'@1 says <i>hi</i>"]
     assert opened.notes == (
         "1 links lead to nodes that the file does not have; they are left out.",
         "1 members of supernodes are not in the graph.",

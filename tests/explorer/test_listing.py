@@ -1,7 +1,7 @@
 """The SQL of a grid request returns the rows that plain Python selects."""
 
 import pytest
-from tests.explorer.made_up import LAYERS, RUN, WIDTH, feature_tables
+from tests.explorer.made_up import LAYERS, RUN, WIDTH, feature_tables, labels
 
 from circuitloom.catalog.client import CatalogClient
 from circuitloom.explorer.pages.features import fetch_rows, rows_sql
@@ -98,6 +98,33 @@ def test_rows_contain_the_tokens_that_features_fire_on_and_raise(catalogue) -> N
     sql = rows_sql(RUN, LAYERS[1], "", "", {"filterModel": {"feature": number("equals", 6)}})
     _, (row,) = fetch_rows(catalogue, RUN, LAYERS[1], sql)
     assert (row["fires_on"], row["raises"]) == ("&lt;", "<b>bold</b>, ␣, {{7*7}}")
+
+
+def first_layer(catalogue: CatalogClient, search: str = "", by: str = "fires on", **request) -> list[dict]:
+    return catalogue.run(rows_sql(RUN, LAYERS[0], search, by, {"endRow": WIDTH, **request})).rows
+
+
+def test_rows_have_the_best_label_and_its_f1_and_none_where_nothing_describes_the_feature(catalogue) -> None:
+    expected = {row["feature"]: (row["label"], row["f1"]) for row in labels() if row["source"] == "rule"}
+    # its label says that nothing describes it
+    assert expected.pop(8)
+    found = {row["feature"]: (row["label"], row["label_f1"]) for row in first_layer(catalogue)}
+    assert {feature: label for feature, label in found.items() if label[0] is not None} == expected
+    assert len(found) == WIDTH
+    assert {row["label"] for row in grid_rows(catalogue, endRow=WIDTH)} == {None}
+
+
+def test_labels_are_filtered_by_their_text_and_sorted_by_their_f1(catalogue) -> None:
+    model = {"label": {"type": "contains", "filter": "AFTER `B`"}, "label_f1": number("greaterThan", 0.65)}
+    order = [{"colId": "label_f1", "sort": "asc"}]
+    found = first_layer(catalogue, filterModel=model, sortModel=order)
+    assert [row["feature"] for row in found] == [11, 9, 7]
+
+
+def test_a_search_finds_features_by_their_label_best_first(catalogue) -> None:
+    found = first_layer(catalogue, "AFTER `b", "label")
+    assert [(row["feature"], row["match"]) for row in found] == [(7 + 2 * i, 0.9 - i / 10) for i in range(4)]
+    assert grid_rows(catalogue, "after", "label") == []
 
 
 @pytest.mark.parametrize(

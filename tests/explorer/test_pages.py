@@ -1,10 +1,11 @@
 """Every page in a browser, over tables with hostile strings."""
 
+import json
 import re
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from tests.explorer.made_up import HOSTILE, RUN, TRACE
+from tests.explorer.made_up import HOSTILE, PLAIN_TRACE, RUN, TRACE
 
 from circuitloom.catalog.output import printable
 from circuitloom.core.formatting import escape_invisible
@@ -141,6 +142,66 @@ def test_nodes_are_marked_by_mouse_and_keyboard_and_become_a_supernode(visit) ->
     visit.page.wait_for_selector(f"{NODE}[data-n='2']")
     assert visit.page.locator(f"{NODE}.supernode").count() == 0
     visit.page.wait_for_function("() => !location.search.includes('rest')")
+
+
+def test_supernodes_of_a_trace_are_saved_shown_again_and_removed(visit, made_up) -> None:
+    path, saved = link("circuits", trace=PLAIN_TRACE), made_up / "circuits" / PLAIN_TRACE / "supernodes.json"
+    visit.open(f"{path}&share=1&groups=a%252Cb:0,1", "#circuit-graph svg")
+    visit.settle()
+    assert "Grouped: " in visit.text("#circuit-summary")
+    visit.page.click("#circuit-save")
+    visit.page.wait_for_function(
+        "() => document.querySelector('#circuit-saved').innerText.startsWith('saved 1 ')"
+    )
+    assert list(json.loads(saved.read_text())) == ["a,b"]
+    visit.page.wait_for_function("() => !location.search.includes('groups')")
+    # without groups in the address, the saved ones are shown
+    visit.open(path, f"{NODE}.supernode")
+    visit.settle()
+    assert "".join(visit.page.locator(f"{NODE}.supernode text").all_text_contents()) == "a,b (2)"
+    visit.page.click("#circuit-ungroup")
+    visit.page.wait_for_function("() => location.search.includes('groups=none')")
+    visit.open(visit.page.url.removeprefix(visit.address), "#circuit-graph svg")
+    visit.settle()
+    assert visit.page.locator(f"{NODE}.supernode").count() == 0
+    visit.page.click("#circuit-save")
+    visit.page.wait_for_function(
+        "() => document.querySelector('#circuit-saved').innerText.startsWith('no supernodes')"
+    )
+    assert not saved.exists()
+
+
+def test_the_rule_says_when_no_two_features_agree(visit) -> None:
+    visit.open(link("circuits", trace=TRACE), "#circuit-graph svg")
+    visit.settle()
+    visit.page.click("#circuit-rule")
+    visit.page.wait_for_selector("#callback-error .error")
+    assert "no two features of one position have equal labels" in visit.text("#callback-error")
+
+
+def test_the_pages_of_features_and_circuits_show_labels_as_text(visit) -> None:
+    visit.open(feature_link(RUN, 0, 7), "#page h2:text-is('Labels')")
+    rows = visit.page.locator("section:has(h2:text-is('Labels')) tbody tr").all_inner_texts()
+    assert [row.split("\t")[1:4] for row in rows] == [
+        ["rule", "token", "0.9 (0.25 to 0.95)"], ["frequent", "token", "0.99 (0.25 to 0.95)"],
+    ]  # fmt: skip
+    assert HOSTILE[0] in rows[0]
+    visit.open(link("circuits", trace=TRACE, share="1"), "#circuit-graph svg")
+    title = visit.page.text_content(f"{NODE}[data-n='0'] title")
+    assert title.startswith("0/7 ") and f"`{HOSTILE[0]}` after `b` (F1 0.9)" in title
+    assert f"`{HOSTILE[0]}` after `b`" in visit.text(
+        "section:has(h2:text-is('Features, the most influential first'))"
+    )
+    assert visit.page.evaluate("window.hacked") is None
+
+
+def test_a_search_by_label_finds_features_of_other_layers_too(visit) -> None:
+    visit.open(link("features", run=RUN, layer=1, by="label", search="after"), "#features-count")
+    visit.settle()
+    assert visit.text("#features-count") == "0 features"
+    visit.page.click("section:has(h2:text-matches('other layers and runs')) td a")
+    visit.page.wait_for_selector("h1")
+    assert visit.text("h1") == "Feature 0/7"
 
 
 def test_the_address_restores_filters_and_sort_order_of_features(visit) -> None:

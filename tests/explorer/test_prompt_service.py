@@ -6,6 +6,8 @@ import pytest
 import torch
 from tests.attribution.test_tracer import TEXT, make_tracer
 
+from circuitloom.core.layout import Layout
+from circuitloom.core.tables import LABEL, write_table
 from circuitloom.corpus.token_names import token_name
 from circuitloom.explorer.prompt_service import PromptService, compare_predictions, live_circuit
 
@@ -53,6 +55,31 @@ def service(tracer, tmp_path_factory) -> PromptService:
 def result(job):
     assert job.finished.wait(120) and job.error is None, job.error
     return job.result
+
+
+def test_nodes_of_a_traced_prompt_have_the_labels_of_the_study(tracer, tmp_path) -> None:
+    service = PromptService(tmp_path)
+    service._tracers[None] = tracer
+    layer, feature = (
+        int(column[0])
+        for column in (tracer.linearize(TEXT).features.layer, tracer.linearize(TEXT).features.feature)
+    )
+    target = f"feature {layer}/{feature} @{int(tracer.linearize(TEXT).features.position[0])}"
+    row = {
+        "run": tracer.run,
+        "layer": layer,
+        "feature": feature,
+        "label": "`w5`",
+        "source": "rule",
+        "kind": "token",
+        "f1": 0.5,
+    }
+    write_table(LABEL, [row], Layout(tmp_path).labels("rules", tracer.run, layer))
+    nodes = result(service.trace(TEXT, None, target)).circuit.nodes
+    labelled = {
+        (row["layer"], row["feature"]): row["label_f1"] for row in nodes if row.get("feature_label") == "`w5`"
+    }
+    assert labelled == {(layer, feature): 0.5}
 
 
 def test_active_features_and_next_tokens_are_those_of_the_model(service, tracer) -> None:

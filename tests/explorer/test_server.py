@@ -34,6 +34,13 @@ def test_a_foreign_name_that_resolves_to_this_machine_is_refused(client, host) -
     assert RUN not in answer.text
 
 
+def test_requests_that_a_page_of_another_site_sends_are_refused(client) -> None:
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 500), ("none", 500)):
+        answer = client.post("/_dash-update-component", json={}, headers={"Sec-Fetch-Site": site})
+        # an empty request of the own page reaches Dash, which fails on it
+        assert (answer.status_code == 403) == (status == 403), site
+
+
 def test_the_policy_allows_only_scripts_of_the_server(client) -> None:
     answer = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))

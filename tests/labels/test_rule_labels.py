@@ -42,7 +42,7 @@ RULES = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Tokens, strings, and the folder with the tables of two layers, both with the features of `RULES`."""
+    """TokenAt, strings, and the folder with the tables of two layers, both with the features of `RULES`."""
     random = np.random.default_rng(0)
     documents = [" ".join(random.choice(WORDS, CONTEXT - 1)) for _ in range(200)]
     tokens, strings = make_tokens(documents, CONTEXT)

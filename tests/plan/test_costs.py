@@ -122,7 +122,7 @@ def test_a_disk_too_small_is_refused_naming_the_largest_stage() -> None:
 def test_the_table_has_a_line_per_stage_and_a_total() -> None:
     study = load_study(STUDY)
     lines = list(describe(study, plan(study, MACHINE), MACHINE))
-    stages = [line.split()[0] for line in lines[2:11]]
+    stages = [line.split()[0] for line in lines[2:12]]
     assert stages == [
         "corpus",
         "language_model",
@@ -131,6 +131,7 @@ def test_the_table_has_a_line_per_stage_and_a_total() -> None:
         "evaluation",
         "features",
         "circuits",
+        "labels",
         "cases",
         "all",
     ]
@@ -143,7 +144,7 @@ def test_a_stage_takes_the_memory_of_all_parallel_jobs() -> None:
     # dictionaries: one sweep on two layers; evaluation: a sweep, ablations and concepts; features: a sweep and neurons
     assert ratios == {
         "corpus": 1, "language_model": 1, "activations": 1, "dictionaries": 2, "evaluation": 3, "features": 2,
-        "circuits": 1, "cases": 1,
+        "circuits": 1, "labels": 3, "cases": 1,
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ PIXEL = base64.b64decode(
 TRACE, CASE, BEHAVIOUR = "war", "caught", "plural"
 RESULT = """# {case}: a case about {token}
 
-1 of 2 claims hold.
+1 of 2 claims hold. Feature 0/3 fires, 0/4 and 1/2 do not.
 
 | claim | value |
 |---|---|
@@ -77,6 +77,7 @@ def report_inputs(folder: Path, layers: Sequence[int] = (0, 1)) -> ReportInputs:
         dictionaries=dictionaries,
         results=sorted(folder.glob("cases/*/result.md")),
         pictures=sorted(folder.glob("cases/*/*.png")),
+        case_runs={file.parent.name: "tc-a" for file in folder.glob("cases/*/result.md")},
         benchmarks=folder / "benchmarks",
         rule="write_report",
     )
@@ -172,6 +173,15 @@ def _features(token: str, layers: Sequence[int]) -> dict[str, list[dict]]:
         tables[f"features/tc-a/layer{layer}/example"] = [{**key, **shown} for key in keys]
         logits = [{**key, "sign": sign, "token": token} for key in keys for sign in (1, -1)]
         tables[f"features/tc-a/layer{layer}/logit"] = logits
+    label = {
+        "run": "tc-a",
+        "layer": 0,
+        "feature": 3,
+        "label": f"`{token}` after `a`",
+        "source": "rule",
+        "f1": 0.75,
+    }
+    tables["labels/rules/tc-a/layer0/label"] = [label | {"kind": "context", "precision": 0.5, "recall": 0.25}]
     return tables
 
 

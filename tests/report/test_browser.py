@@ -2,6 +2,10 @@
 
 import pytest
 from tests.report.browser import open_report
+from tests.report.test_graph import EDGES, NODES, TOKENS
+
+from circuitloom.report.graph import LABELLED_WIDTH, LEFT_MARGIN, graph_markup, lay_out
+from circuitloom.report.templates import read
 
 NODE = "figure.graph .node"
 
@@ -43,12 +47,25 @@ def test_a_click_opens_the_panel_of_a_node(page) -> None:
     assert "influence\n0.5" in panel
     # edges, the strongest first: predicted, frozen, free
     assert "logit 'the'@2\t2\t2\t1" in panel
-    assert panel.index("0/3 'the'@1\t1\t1\t0.5") < panel.index("error 0 'the'@1\t0.25\t0.25\t0.125")
+    # a feature with a label
+    assert panel.index("0/3 'the'@1 `the` after `a` (F1 0.75)\t1\t1\t0.5") < panel.index(
+        "error 0 'the'@1\t0.25\t0.25\t0.125"
+    )
     assert "raises the logits of\n\nthe" in panel
     assert page.locator(".examples .tokens").inner_text().strip() == "2the b the"
     assert page.locator(".examples b").evaluate("e => e.style.backgroundColor") == "rgba(230, 159, 0, 0.75)"
     page.locator(".node-panel .close").click()
     assert page.locator(".node-panel").is_hidden()
+
+
+def test_a_feature_shows_its_label_and_its_score_on_hover(page) -> None:
+    node = page.locator(f"{NODE}[data-n='2']")
+    assert node.locator("text").all_text_contents() == ["`the` after", "`a`"]
+    assert node.locator("title").text_content() == "0/3 'the'@1 `the` after `a` (F1 0.75)"
+    assert node.get_attribute("aria-label").startswith("feature 0/3, `the` after `a` (F1 0.75), at the")
+    node.click()
+    assert page.locator(".node-panel h5").inner_text() == "0/3 'the'@1 `the` after `a` (F1 0.75)"
+    assert page.locator(f"{NODE}[data-n='1'] title").count() == 0
 
 
 def test_the_slider_keeps_nodes_up_to_the_share_and_all_targets_and_embeddings(page) -> None:
@@ -114,3 +131,44 @@ def test_graphs_are_drawn_without_scripts(browser, written) -> None:
         assert page.locator(NODE).count() == 6
         assert page.locator(".pruning").is_hidden()
         assert log.messages == []
+
+
+def test_a_labelled_graph_is_drawn_as_laid_out_and_pruned_nodes_leave_no_gaps(browser) -> None:
+    """Six labelled features of one token and layer, of which the first and the last stay after pruning."""
+    feature = NODES[1] | {"feature_label": "`by` after `was`", "label_f1": 0.5}
+    features = [feature | {"node": 10 + i, "cumulative": 0.1 if i in (0, 5) else 0.9} for i in range(6)]
+    graph = lay_out(
+        [*NODES[:1], *features, *NODES[2:]],
+        [*EDGES, {"source_node": 15, "target_node": 7, "effect": 1.0}],
+        TOKENS,
+    )
+    page = browser.new_page()
+    page.set_content(f"{graph_markup(graph, 'war')}<script>{read('graph.js')}</script>")
+
+    def placed() -> dict[int, float]:
+        pairs = page.eval_on_selector_all(".node", "all => all.map(e => [e.dataset.n, e.getCTM().e])")
+        return {int(number): x for number, x in pairs}
+
+    def curves() -> list[str]:
+        return page.eval_on_selector_all(".edges path", "all => all.map(e => e.getAttribute('d'))")
+
+    def numbers(curve: str) -> list[float]:
+        return [float(part) for part in curve.replace("M", "").replace("C", " ").split()]
+
+    scale = page.evaluate("() => document.querySelector('svg').getCTM().a")
+    assert {n: x / scale for n, x in placed().items()} == pytest.approx(
+        {node.number: node.x for node in graph.nodes}, abs=0.2
+    )
+    for found, expected in zip(curves(), [edge.curve for edge in graph.edges], strict=True):
+        assert numbers(found) == pytest.approx(numbers(expected), abs=0.2)
+    page.locator("input[type=range]").fill("50")
+    scale = page.evaluate("() => document.querySelector('svg').getCTM().a")
+    # the token before is one unit wide, and two features are, too
+    middle = LEFT_MARGIN + LABELLED_WIDTH * 1.5
+    found = {n: x / scale for n, x in placed().items()}
+    assert found[10] == pytest.approx(middle - LABELLED_WIDTH / 4, abs=0.2)
+    assert found[15] == pytest.approx(middle + LABELLED_WIDTH / 4, abs=0.2)
+    assert found[7] == pytest.approx(middle, abs=0.2)
+    moved = numbers(curves()[[(edge.source, edge.target) for edge in graph.edges].index((15, 7))])
+    assert (moved[0], moved[6]) == pytest.approx((found[15], found[7]), abs=0.2)
+    page.close()

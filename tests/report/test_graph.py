@@ -5,7 +5,14 @@ import pytest
 from circuitloom.report.graph import graph_markup, group_nodes, lay_out, readable_share
 
 TOKENS = ["<bos>", " was", "by\n"]
-COMMON = {"is_root": False, "layer": None, "feature": None, "influence": 0.5, "cumulative": 0.5}
+COMMON = {
+    "label": "a node",
+    "is_root": False,
+    "layer": None,
+    "feature": None,
+    "influence": 0.5,
+    "cumulative": 0.5,
+}
 NODES = [
     {**COMMON, "node": 7, "kind": "logit", "is_root": True, "position": 2, "token": "by\n"},
     {**COMMON, "node": 1, "kind": "feature", "layer": 1, "feature": 40, "position": 2, "token": "by\n"},
@@ -100,6 +107,47 @@ def test_a_supernode_is_drawn_once_where_its_most_influential_member_is() -> Non
     assert supernode.y == alone[1]
 
 
+LABEL = "`was` after `he`, `she`, `it` and many other words of this kind"
+
+
+def test_a_label_takes_the_place_of_a_features_number_in_short_lines() -> None:
+    nodes = [
+        NODES[1] | {"feature_label": LABEL, "label_f1": 0.75},
+        NODES[2] | {"feature_label": None, "label_f1": None},
+    ]
+    labelled, plain = lay_out(nodes, [], TOKENS).nodes
+    assert labelled.lines == ("`was` after", "`he`, `she`,", "`it` and many…")
+    assert (labelled.name, labelled.title) == (LABEL, f"a node {LABEL} (F1 0.75)")
+    assert f"feature 1/40, {LABEL} (F1 0.75), at by↵, position 2" in labelled.description
+    assert (plain.lines, plain.title) == (("0/3",), "")
+    markup = graph_markup(lay_out(nodes, [], TOKENS), "war")
+    assert '<text y="-29">`was` after</text><text y="-19">' in markup.replace("&#39;", "'")
+    assert markup.count("<title>") == 1
+
+
+def test_only_a_graph_with_labels_is_wider() -> None:
+    def widths(label: str | None) -> tuple[float, float]:
+        graph = lay_out([row | {"feature_label": label, "label_f1": None} for row in NODES], EDGES, TOKENS)
+        return graph.width, graph.height
+
+    assert widths(None) == (lay_out(NODES, EDGES, TOKENS).width, lay_out(NODES, EDGES, TOKENS).height)
+    assert widths("x")[0] > 1.4 * widths(None)[0]
+
+
+def test_the_title_of_a_supernode_lists_its_members_with_labels() -> None:
+    nodes = [row | {"influence": 0.75 if row["node"] == 2 else 0.25} for row in NODES]
+    nodes[1] |= {"feature_label": "`by`", "label_f1": 0.5}
+    (supernode,) = (
+        node
+        for node in lay_out(*group_nodes(nodes, EDGES, {"both": [1, 2]}), TOKENS).nodes
+        if node.kind == "supernode"
+    )
+    assert supernode.title == "a node\na node `by` (F1 0.5)"
+    many = [row | {"node": 10 + i} for i, row in enumerate(NODES[1:2] * 11)]
+    (supernode,) = lay_out(*group_nodes(many, [], {"many": range(10, 21)}), TOKENS).nodes
+    assert supernode.title.splitlines() == ["a node"] * 8 + ["and 3 more"]
+
+
 @pytest.mark.parametrize("members", [[3], [3, 7], [1, 2, 3, 7]])
 def test_supernodes_may_hold_embeddings_and_targets(members) -> None:
     nodes, edges = group_nodes(NODES, EDGES, {"any": members})
@@ -121,6 +169,7 @@ def test_the_report_says_how_many_edges_are_not_drawn(tmp_path, monkeypatch) -> 
     from circuitloom.report import sections
 
     monkeypatch.setattr(sections, "EDGES", 3)
+    monkeypatch.setattr(sections, "inline_svg", lambda figure, name, label: "<svg></svg>")
     report = write(tmp_path)
     assert len(report.page.rows["graph_edges:war"]) == 3
     assert "The 4 edges with the smallest shares are not drawn." in report.page.text

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,23 @@ from tests.report.made_up_study import report_inputs
 from tests.report.page import read_page
 
 from circuitloom.catalog.build import build_catalog
-from circuitloom.report.write import ReportInputs, write_report
+from circuitloom.report.write import ReportInputs, named_features, write_report
+
+
+def test_a_case_study_shows_the_labels_of_the_features_that_it_names(written) -> None:
+    (row,) = written.page.rows["case_labels:caught"]
+    assert (row["layer"], row["feature"], row["label"], row["f1"]) == (0, 3, "`the` after `a`", 0.75)
+    assert len(written.page.cells["case_labels:caught"]) == 1
+
+
+def test_features_are_not_dates_paths_or_fractions_of_words(tmp_path) -> None:
+    (tmp_path / "war").mkdir()
+    text = "feature 2/887 (0.2), 0/25, `1/3`; and 1.0/4 a/5/6 x3/4 3/4x 10/11/12, 2/887 again"
+    (tmp_path / "war" / "result.md").write_text(text)
+    inputs = replace(
+        report_inputs(tmp_path), results=[tmp_path / "war" / "result.md"], case_runs={"war": "tc"}
+    )
+    assert named_features(inputs) == {"war": ("tc", ["2/887", "0/25", "1/3"])}
 
 
 def test_the_file_refers_to_nothing_outside_it(written) -> None:

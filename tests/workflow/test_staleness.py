@@ -101,7 +101,9 @@ def test_a_features_key_reruns_only_the_feature_tables(finished) -> None:
 
 
 def test_a_tracing_key_reruns_only_the_traces(finished) -> None:
-    assert finished.stale("--config", "circuits={width: 5}") == {"trace_tc_topk8_128"} | REPORT
+    assert (
+        finished.stale("--config", "circuits={width: 5}") == {"trace_tc_topk8_128", "draw_circuits"} | REPORT
+    )
 
 
 def test_a_key_of_a_case_reruns_only_this_case(finished) -> None:

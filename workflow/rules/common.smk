@@ -40,7 +40,7 @@ JOB_LAYERS = STUDY.layers if STUDY.grouped else ["{layer}"]
 OF_LAYER = "" if STUDY.grouped else "_layer{layer}"
 """Suffix of the names of logs and benchmarks."""
 TRACE_FILES = {table: f"{table}.parquet" for table in TRACE_TABLES}
-TRACE_FILES |= {"graph": "graph.json", "figure": "graph.png"}
+TRACE_FILES |= {"graph": "graph.json"}
 """Maps the name of each output of a traced prompt to its file."""
 TARGETS = {}
 """Maps each stage to its result files. Each stage is also a target rule with the stage's name."""
@@ -271,14 +271,16 @@ def behaviour_tables(runs):
 
 def trace_outputs(traces):
     """Returns the outputs of a job that traces prompts. The name of a trace may be a wildcard."""
-    files = {
+    return {
         name: [LAYOUT.trace(trace) / file for trace in traces]
         for name, file in TRACE_FILES.items()
     }
-    keys = {"caption": "../report/circuit.rst", "category": "Circuits"}
-    for number, (trace, file) in enumerate(zip(traces, files["figure"])):
-        files["figure"][number] = report(file, subcategory=trace, **keys)
-    return files
+
+
+def label_files(runs):
+    """Returns the files of labels of some runs. Rules call it as a function of their input, when all rules are read."""
+    files = [file for file in TARGETS["labels"] if file.name == "label.parquet"]
+    return [file for file in files if file.parent.parent.name in runs]
 
 
 def rule_part(name):

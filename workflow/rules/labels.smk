@@ -80,3 +80,45 @@ TARGETS["labels"] = [
     for run in runs
     for layer in STUDY.layers
 ]
+
+
+if STUDY.circuits.prompts:
+
+    rule draw_circuits:
+        """Draws all traced prompts, with labels. A job of its own, so that new labels trace nothing again."""
+        input:
+            tables=[
+                LAYOUT.trace(trace) / f"{table}.parquet"
+                for trace in STUDY.circuits.prompts
+                for table in ("trace", "node", "edge")
+            ],
+            labels=lambda wildcards: label_files(
+                set(map(traced_run, STUDY.circuits.prompts))
+            ),
+        output:
+            [
+                report(
+                    LAYOUT.trace(trace) / "graph.png",
+                    caption="../report/circuit.rst",
+                    category="Circuits",
+                    subcategory=trace,
+                )
+                for trace in STUDY.circuits.prompts
+            ],
+        log:
+            LAYOUT.log("draw_circuits"),
+        benchmark:
+            LAYOUT.benchmark("draw_circuits")
+        threads: 1
+        resources:
+            **needs("labels"),
+        params:
+            layers=STUDY.shape.layers,
+            code=code("circuits_draw"),
+        script:
+            "../../scripts/circuits_draw.py"
+
+
+TARGETS["labels"] += [
+    LAYOUT.trace(trace) / "graph.png" for trace in STUDY.circuits.prompts
+]

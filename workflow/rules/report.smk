@@ -9,6 +9,7 @@ rule write_report:
         # the catalogue has no data of its own; its views read these files
         TARGETS["features"],
         TARGETS["circuits"],
+        TARGETS["labels"],
         TARGETS["cases"],
         TARGETS["evaluation"],
         TARGETS["language_model"],
@@ -34,6 +35,7 @@ rule write_report:
     params:
         # what is exported does not change the results
         config=STUDY.model_dump(mode="json", exclude={"resources", "exchange"}),
+        case_runs={name: (STUDY.case_runs(name) or [""])[0] for name in STUDY.cases},
         benchmarks=str(LAYOUT.benchmarks),
         code=code("report_write"),
     script:

@@ -4,44 +4,96 @@ Nodes are placed by position and layer. The width of an edge grows with |effect|
 the same target. Of a large graph, only what has the most influence is drawn, and the title says how much that is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
+from ..core.feature_labels import LabelsByFeature
 from ..core.plotting import NEGATIVE, POSITIVE, escape_mathtext, styled
-from .placement import place_nodes
-from .trace_tables import Row, TraceRows
+from ..core.tables import read_table
+from .placement import label_lines, place_nodes
+
+if TYPE_CHECKING:
+    from .trace_tables import TraceRows
+
+Row = Mapping[str, Any]
 
 MAX_NODES = 80
 """Largest number of nodes in a drawing. Of a larger graph, the roots and the features and token embeddings with the
 most influence are drawn. Errors are left out, because a real model has one per layer and token."""
 MAX_EDGES = 150
 """Largest number of edges in a drawing, in addition to the strongest edge from each node."""
+UNIT, LABELLED_UNIT = 0.9, 1.4
+"""Width in inches of two nodes side by side, in graphs without and with labels."""
+LABEL_LETTERS = 15
+"""Maximum length in characters of a line of a label."""
 MARKERS = {"feature": "o", "error": "D", "embedding": "s", "position": "s", "logit": "^", "difference": "^"}
 
 
-def draw_graph(rows: TraceRows, path: Path | str) -> None:
+@dataclass(frozen=True)
+class GraphDrawing:
+    """What the drawing of a trace shows."""
+
+    name: str
+    run: str
+    target: str
+    tokens: Sequence[str]
+    layers: int
+    """Number of layers of the model."""
+    nodes: Sequence[Row]
+    edges: Sequence[Row]
+    """Rows of the tables `node` and `edge`."""
+    labels: LabelsByFeature = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: "TraceRows") -> "GraphDrawing":
+        """Returns the drawing of a trace, without labels."""
+        trace = rows.trace
+        return cls(
+            rows.name,
+            trace.run,
+            trace.prompt.target,
+            rows.tokens,
+            trace.model.layers,
+            rows.nodes(),
+            rows.edges(),
+        )
+
+    @classmethod
+    def read(cls, folder: Path, layers: int, labels: Mapping[str, LabelsByFeature]) -> "GraphDrawing":
+        """Returns the drawing of the trace in `folder`. `labels` are those of each run."""
+        trace, nodes, edges = (
+            read_table(folder / f"{name}.parquet").to_pylist() for name in ("trace", "node", "edge")
+        )
+        ((name, run, target, tokens),) = (
+            (row["trace"], row["run"], row["target"], row["tokens"]) for row in trace
+        )
+        return cls(name, run, target, tokens, layers, nodes, edges, labels.get(run, {}))
+
+
+def draw_graph(graph: GraphDrawing, path: Path | str) -> None:
     """Draw the pruned graph of a trace and save the figure. The constant node is left out."""
-    graph_figure([rows]).savefig(path, dpi=150)
+    graph_figure([graph]).savefig(path, dpi=150)
 
 
 @styled
-def graph_figure(rows_of_traces: Sequence[TraceRows]) -> Figure:
+def graph_figure(graphs: Sequence[GraphDrawing]) -> Figure:
     """Returns a figure of several pruned graphs, one below the other. Constant nodes are left out."""
-    nodes = [drawn_nodes(rows.nodes()) for rows in rows_of_traces]
-    places = [
-        place_nodes(own, rows.trace.model.layers) for own, rows in zip(nodes, rows_of_traces, strict=True)
-    ]
+    nodes = [drawn_nodes(graph.nodes) for graph in graphs]
+    places = [place_nodes(own, graph.layers) for own, graph in zip(nodes, graphs, strict=True)]
     width = max(x for own, _ in places for x, _ in own.values()) + 1
-    height = sum(1.4 * rows.trace.model.layers + 2.5 for rows in rows_of_traces)
-    figure = Figure(figsize=(max(7, 0.9 * width), height), layout="constrained")
-    axes = figure.subplots(len(rows_of_traces), squeeze=False)[:, 0]
-    for rows, own, (where, centers), panel in zip(rows_of_traces, nodes, places, axes, strict=True):
-        _draw_edges(panel, rows.edges(), own, where)
-        _draw_nodes(panel, own, where)
-        _frame(panel, rows, len(own), centers)
+    height = sum(1.4 * graph.layers + 2.5 for graph in graphs)
+    unit = LABELLED_UNIT if any(graph.labels for graph in graphs) else UNIT
+    figure = Figure(figsize=(max(7, unit * width), height), layout="constrained")
+    axes = figure.subplots(len(graphs), squeeze=False)[:, 0]
+    for graph, own, (where, centers), panel in zip(graphs, nodes, places, axes, strict=True):
+        _draw_edges(panel, graph.edges, own, where)
+        _draw_nodes(panel, own, where, graph.labels)
+        _frame(panel, graph, len(own), centers)
     return figure
 
 
@@ -103,33 +155,44 @@ def _draw_edges(
         axes.plot([x0, x1], [y0, y1], color=color, linewidth=0.3 + 3 * size, alpha=0.2 + 0.6 * size, zorder=1)
 
 
-def _draw_nodes(axes: Any, nodes: list[Row], places: dict[int, tuple[float, float]]) -> None:
+def _draw_nodes(
+    axes: Any, nodes: list[Row], places: dict[int, tuple[float, float]], labels: LabelsByFeature
+) -> None:
     for row in nodes:
         x, y = places[row["node"]]
         marker = MARKERS.get("logit" if row["is_root"] else row["kind"], "o")
         face = "black" if row["is_root"] else "lightgrey" if row["kind"] == "error" else "white"
         axes.scatter([x], [y], marker=marker, s=40, c=face, edgecolors="black", linewidths=0.8, zorder=2)
-        axes.annotate(_node_text(row), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6)
+        text = axes.annotate(
+            node_text(row, labels), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=6
+        )
+        if labels:
+            # lines of text would be hard to read on edges
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
-def _node_text(row: Row) -> str:
+def node_text(row: Row, labels: LabelsByFeature) -> str:
+    """Returns the text next to a node: the label of a feature in short lines, or its number."""
     if row["kind"] == "feature":
+        place = (row["layer"], row["feature"])
+        if place in labels:
+            return "\n".join(map(escape_mathtext, label_lines(labels[place].text, LABEL_LETTERS)))
         return f"{row['layer']}/{row['feature']}"
     if row["kind"] in ("logit", "difference"):
         return escape_mathtext(str(row["token"]).strip()) or repr(row["token"])
     return {"error": "error", "position": "position"}.get(row["kind"]) or ""
 
 
-def _frame(axes: Any, rows: TraceRows, n_drawn: int, centers: dict[int, float]) -> None:
-    layers = rows.trace.model.layers
-    names = [f"{escape_mathtext(rows.tokens[place])}\n{place}" for place in centers]
+def _frame(axes: Any, graph: GraphDrawing, n_drawn: int, centers: dict[int, float]) -> None:
+    layers = graph.layers
+    names = [f"{escape_mathtext(graph.tokens[place])}\n{place}" for place in centers]
     axes.set_xticks(list(centers.values()), names)
     axes.set_yticks(
         range(layers + 2), ["embedding", *(f"layer {layer}" for layer in range(layers)), "logits"]
     )
     axes.set_xlabel("token and its position")
-    title = escape_mathtext(f"{rows.name}: {rows.trace.prompt.target}, {rows.trace.run}")
-    n_nodes = len(_graph_nodes(rows.nodes()))
+    title = escape_mathtext(f"{graph.name}: {graph.target}, {graph.run}")
+    n_nodes = len(_graph_nodes(graph.nodes))
     if n_drawn < n_nodes:
         title += f"\nthe {n_drawn} features, tokens and logits with the most influence, of {n_nodes:,} nodes"
     axes.set_title(title, fontsize=9)

@@ -1,10 +1,22 @@
 """Places the nodes of an attribution graph. The report imports this module too, so it does not import torch."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 NODE_WIDTH = 0.5
 """Width of a node on the x axis. A position is at least 1 wide."""
+
+LINES = 3
+"""Largest number of lines of a label next to a node."""
+
+
+def label_lines(text: str, letters: int) -> list[str]:
+    """Returns a label in at most `LINES` lines of at most `letters` characters. A label that is cut ends with ….
+
+    With one label per `NODE_WIDTH`, labels of neighbouring nodes do not overlap.
+    """
+    return textwrap.wrap(text, letters, max_lines=LINES, placeholder="…")
 
 
 def place_nodes(

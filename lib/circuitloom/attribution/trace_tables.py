@@ -5,6 +5,7 @@ from typing import Any
 
 from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
 from .direct_effects import SourceColumns, source_columns
+from .node_names import node_name
 from .paths import FEATURE, HEAD, KINDS, Paths, SourceDecomposition
 from .tracer import Trace, feature_name
 
@@ -220,23 +221,6 @@ def source_row(trace: Trace, source: int) -> Row:
     if source < columns.constant:
         return {"kind": "position", "position": source - columns.position_embeddings.start}
     return {"kind": "constant"}
-
-
-def node_name(row: Mapping[str, Any]) -> str:
-    """Returns the name of a row of the table `node`. The catalogue's macro `node_label` returns the same name."""
-    kind, token = row["kind"], row.get("token")
-    at = f"'{token}'@{row.get('position')}"
-    match kind:
-        case "feature":
-            return f"{row['layer']}/{row['feature']} {at}"
-        case "head":
-            return f"head {row['layer']}.{row['head']} from {at}"
-        case "error":
-            return f"error {row['layer']} {at}"
-        case "constant":
-            return "constant"
-        case _:
-            return f"{kind} {at}"
 
 
 def source_rows(sources: SourceDecomposition, tokens: Sequence[str]) -> list[dict[str, Any]]:

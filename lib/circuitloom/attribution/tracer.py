@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
+from ..core.feature_labels import read_feature_labels
 from ..core.formatting import escape_invisible, format_token
 from ..core.layout import Layout
 from ..core.tables import read_table
@@ -35,7 +36,7 @@ from .paths import Paths, PathSearch, find_paths, target_reader
 from .targets import RootNode, find_roots, read_answers, resolve_position
 
 TOKENS_PER_LABEL = 3
-"""Largest number of tokens in a feature's label."""
+"""Largest number of tokens in the text of a feature without a label."""
 
 
 @dataclass(frozen=True)
@@ -297,13 +298,15 @@ def most_traced_run(folder: Path) -> str | None:
 
 
 def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """Returns a label for each (layer, feature): the most frequent tokens in the feature's top examples.
+    """Returns a text for each (layer, feature): its label with the F1, or without one the most frequent tokens in its
+    top examples.
 
-    Features without examples are left out.
+    Features without label and examples are left out.
     """
-    labels: dict[tuple[int, int], str] = {}
+    places = set(features)
+    texts = {place: label.scored for place, label in read_feature_labels(Layout(folder), run, places).items()}
     by_layer: dict[int, list[int]] = {}
-    for layer, feature in features:
+    for layer, feature in places - set(texts):
         by_layer.setdefault(layer, []).append(feature)
     for layer, numbers in by_layer.items():
         file = Layout(folder).feature_table(run, layer, "example")
@@ -316,7 +319,7 @@ def feature_labels(folder: Path, run: str, features: Iterable[tuple[int, int]]) 
             name = escape_invisible(token.strip(" ")) or format_token(token)
             tokens.setdefault(row["feature"], Counter())[name] += 1
         for feature, counts in tokens.items():
-            labels[layer, feature] = "fires on " + ", ".join(
+            texts[layer, feature] = "fires on " + ", ".join(
                 token for token, _ in counts.most_common(TOKENS_PER_LABEL)
             )
-    return labels
+    return texts

@@ -11,6 +11,8 @@ from typing import Any
 import duckdb
 from duckdb import DuckDBPyConnection
 
+from ..core.feature_labels import FeatureLabel, LabelsByFeature
+from ..core.formatting import escape_invisible
 from ..core.layout import Layout
 from .output import rows_of
 from .queries import named_queries
@@ -99,6 +101,20 @@ class CatalogClient:
         examples."""
         return self._tokens("words", run, features)
 
+    def labels(self, run: str, features: Sequence[tuple[int, int]]) -> LabelsByFeature:
+        """Maps each (layer, feature) to its best label. Omits features that no label describes."""
+        return {
+            (row["layer"], row["feature"]): FeatureLabel(escape_invisible(row["label"]), row["f1"])
+            for row in self._of_features("best_labels", run, features)
+        }
+
+    def supernodes(self, trace: str, least_cosine: float) -> dict[str, list[int]]:
+        """Maps the name of each supernode of a trace to its nodes, as the macro `supernodes` groups them."""
+        groups: dict[str, list[int]] = {}
+        for row in self.ask("supernodes", trace=trace, least_cosine=least_cosine).rows:
+            groups.setdefault(escape_invisible(row["name"]), []).append(row["node"])
+        return groups
+
     def promoted(self, run: str, features: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], list[str]]:
         """Maps each (layer, feature) to at most three tokens whose logits the feature raises most."""
         return self._tokens("promoted", run, features)
@@ -106,11 +122,14 @@ class CatalogClient:
     def _tokens(
         self, query: str, run: str, features: Sequence[tuple[int, int]]
     ) -> dict[tuple[int, int], list[str]]:
-        if not features:
-            return {}
-        layers, numbers = (sorted({feature[i] for feature in features}) for i in (0, 1))
-        rows = self.ask(query, run=run, layers=layers, features=numbers).rows
+        rows = self._of_features(query, run, features)
         return {(row["layer"], row["feature"]): row["tokens"][:3] for row in rows}
+
+    def _of_features(self, query: str, run: str, features: Sequence[tuple[int, int]]) -> list[Row]:
+        if not features:
+            return []
+        layers, numbers = (sorted({feature[i] for feature in features}) for i in (0, 1))
+        return self.ask(query, run=run, layers=layers, features=numbers).rows
 
     @contextmanager
     def _cursor(self) -> Iterator[DuckDBPyConnection]:

@@ -16,12 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from ..core.layout import NEURONS, RESIDUAL
+from ..core.layout import NEURONS, RANDOM, RESIDUAL
 from .activations import MLP_OUTPUTS, SiteName
 from .base import ExpandedPath, Section, as_list
 from .published import Format, is_transcoder_circuits
 
-RESERVED = (NEURONS, RESIDUAL)
+RESERVED = (NEURONS, RESIDUAL, RANDOM)
 """Names that runs cannot have. Tables use these names for the model's neurons and residual directions."""
 FILE_KEYS = ("files", "subfolder", "revision", "format", "largest_fvu")
 """Keys of a run about published files. They do not apply to trained runs."""

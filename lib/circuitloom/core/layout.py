@@ -1,5 +1,6 @@
 """Paths of a study's files under results/STUDY, for the workflow's rules and the library."""
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ ALL_LAYERS = -1
 
 NEURONS, RESIDUAL = "neurons", "residual"
 """Names of the runs whose features are MLP neurons and residual directions."""
+RANDOM = "random"
+"""Name of the run whose features are random directions, in the table `dictionary_benchmark`."""
 CATALOG = "catalog.duckdb"
 LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")
@@ -24,6 +27,7 @@ TABLE_FOLDERS = {
     "dictionaries/*/*": ("history",),
     "evaluation": ("run", "metric", "density_histogram", "feature_concept", "concept_score", "pareto"),
     "evaluation/baseline/*": ("baseline",),
+    "benchmark": ("dictionary_benchmark",),
     "features/*/*": FEATURE_TABLES,
     "labels/*/*/*": ("label",),
     "circuits/weights/*/*": WEIGHTS_TABLES,
@@ -160,6 +164,11 @@ class Layout:
         return self.evaluation / "pareto.png"
 
     @property
+    def dictionary_benchmark(self) -> Path:
+        """File of the table that `circuitloom benchmark` writes."""
+        return self.root / "benchmark" / "dictionary_benchmark.parquet"
+
+    @property
     def all_features(self) -> Path:
         """Folder of the feature tables of all runs."""
         return self.root / "features"
@@ -175,6 +184,10 @@ class Layout:
     def labels(self, maker: str, run: str, layer: int | str) -> Path:
         """File of the labels of one run at one layer. `maker` is rules or model."""
         return self.root / "labels" / maker / run / f"layer{layer}" / "label.parquet"
+
+    def label_files(self, run: str) -> list[Path]:
+        """Files of the labels of a run that exist, of all makers and layers."""
+        return sorted(self.root.glob(f"labels/*/{glob.escape(run)}/layer*/label.parquet"))
 
     def label_answers(self, run: str, layer: int | str) -> Path:
         """File of the answers of language models about the features of one run at one layer. It is no output of a rule:
@@ -193,6 +206,10 @@ class Layout:
     def behaviour(self, behaviour: str) -> Path:
         """Folder of a behaviour, with BEHAVIOUR_TABLES."""
         return self.circuits / behaviour
+
+    def supernodes(self, trace: str) -> Path:
+        """File of the supernodes of a trace that were saved in the explorer. No rule makes it."""
+        return self.trace(trace) / "supernodes.json"
 
     def weights(self, run: str, layer: int | str) -> Path:
         """Folder of the analysis of one run's weights at one layer, with WEIGHTS_TABLES."""

@@ -45,6 +45,8 @@ PAGES: Mapping[str, tuple[str, Page]] = {
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost", "[::1]")
 """Accepted Host headers. Another Host header may come from a DNS rebinding attack."""
+OWN_SITE = ("same-origin", "none")
+"""Accepted Sec-Fetch-Site headers of POST requests. Clients other than browsers send none."""
 POLICY = (
     "default-src 'self'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -184,7 +186,10 @@ def _show_error(error: Exception) -> None:
 
 
 def _guard(app: Dash) -> None:
-    """Reject Host headers that are not in `HOSTS`. Add security headers and the response time to each response."""
+    """Reject Host headers that are not in `HOSTS`, and POST requests of other sites.
+
+    Add security headers and the response time to each response.
+    """
     server = app.server
     policy = POLICY.format(scripts=" ".join(app.csp_hashes()))
 
@@ -194,6 +199,9 @@ def _guard(app: Dash) -> None:
         name, _, port = request.host.rpartition(":")
         if (name if name and port.isdigit() else request.host) not in HOSTS:
             abort(Response("circuitloom answers 127.0.0.1 and localhost only\n", 403, mimetype="text/plain"))
+        # a callback can save supernodes, so no page of another site may call one
+        if request.method == "POST" and request.headers.get("Sec-Fetch-Site", OWN_SITE[0]) not in OWN_SITE:
+            abort(Response("circuitloom takes requests of its own pages only\n", 403, mimetype="text/plain"))
 
     @server.after_request
     def add_headers(response: Response) -> Response:

@@ -10,9 +10,13 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, set_props
 from dash.development.base_component import Component
 
+from ..attribution.grouped_graph import HELD, graph_flow, summarize
+from ..attribution.supernodes import LEAST_COSINE, Groups, parse_groups, save_groups, write_groups
 from ..catalog.client import CatalogClient, Row
+from ..core.feature_labels import FeatureLabel
 from ..core.formatting import escape_invisible, format_token, format_value
-from ..report.graph import Groups, graph_markup, group_nodes, lay_out, readable_share
+from ..core.layout import Layout
+from ..report.graph import graph_markup, group_nodes, lay_out, node_text, readable_share
 from .components import aria, empty_note, shaded, signed, table, to_feature
 from .urls import Params, share
 
@@ -33,6 +37,11 @@ class CircuitRows:
     words: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
     """Maps (layer, feature) to the tokens on which the feature fires most."""
 
+    @property
+    def texts(self) -> dict[int, str]:
+        """Name of each node, with the label of a feature."""
+        return {row["node"]: node_text(row) for row in self.nodes}
+
     def node(self, number: int) -> Row:
         """Returns the row of node `number`. Raises ValueError if the graph has no such node."""
         for row in self.nodes:
@@ -45,29 +54,11 @@ FindCircuit = Callable[[dict[str, Any]], CircuitRows]
 """Returns the circuit named in the Dash store `circuit-source`: a trace of the study, or a prompt of this session."""
 
 
-def parse_groups(text: str) -> dict[str, list[int]]:
-    """Parses groups of the form `name:1,2;other:3,4`. Raises ValueError if the form is different."""
-    groups: dict[str, list[int]] = {}
-    for part in filter(None, text.split(";")):
-        name, _, members = part.rpartition(":")
-        try:
-            groups[name or "group"] = [int(member) for member in members.split(",")]
-        except ValueError:
-            raise ValueError(f"groups={part!r} in the address must have the form name:1,2;other:3") from None
-    return groups
-
-
-def write_groups(groups: Groups) -> str:
-    """Returns groups as text, in the form that `parse_groups` parses."""
-    return ";".join(f"{name}:{','.join(map(str, members))}" for name, members in groups.items())
-
-
 def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, list[int]]:
     """Returns `groups` with the `marked` nodes added to the group `name`, which may be new.
 
     A negative number marks a supernode. The supernode's members join the group `name`, and the supernode is removed. An
-    empty `name` becomes "group 1", "group 2" and so on. The characters `:`, `;` and `,` are removed from `name`,
-    because they are separators in the URL.
+    empty `name` becomes "group 1", "group 2" and so on.
     """
     names = list(groups)
     merged = [names[-1 - number] for number in marked if number < 0]
@@ -76,14 +67,24 @@ def add_group(groups: Groups, marked: Sequence[int], name: str) -> dict[str, lis
         number for number in marked if number >= 0
     ]
     default = next(f"group {i}" for i in range(1, len(kept) + 2) if f"group {i}" not in kept)
-    name = "".join(c for c in name.strip() if c not in ":;,") or default
+    name = name.strip() or default
     return kept | {name: [*kept.get(name, []), *members]}
 
 
-def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -> Component:
-    """Returns the graph of a circuit with its controls. `source` is the argument of `FindCircuit`."""
+def circuit_view(
+    circuit: CircuitRows,
+    source: dict[str, Any],
+    params: Params,
+    default: Groups | None = None,
+    stored: bool = False,
+) -> Component:
+    """Returns the graph of a circuit with its controls. `source` is the argument of `FindCircuit`.
+
+    `default` are the supernodes that are shown if the URL names none. `stored` says whether the circuit is a trace of
+    the study, whose supernodes can be saved, and made by the rule.
+    """
     shown_share = share(params, "share", min(0.6, readable_share(circuit.nodes)))
-    groups = params.get("groups", "")
+    groups = params.get("groups") or write_groups(default or {})
     parsed = parse_groups(groups)
     options = _options(circuit, parsed)
     node = params.get("node")
@@ -94,14 +95,21 @@ def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -
     return html.Div(
         [
             dcc.Store("circuit-source", data=source),
-            dcc.Store("circuit-groups", data=groups),
+            dcc.Store("circuit-groups", data=write_groups(parsed)),
+            dcc.Store("circuit-default", data=write_groups(default or {})),
             dcc.Store("circuit-share", data=shown_share),
             dcc.Store("circuit-markup", data=_markup(circuit, source, parsed, shown_share)),
             dcc.Store("circuit-marked", data=[]),
             dcc.Store("circuit-address"),
             html.Div(
                 [
-                    html.Div(id="circuit-graph"),
+                    html.Div(
+                        [
+                            html.Div(id="circuit-graph"),
+                            html.P(grouping_summary(circuit, parsed), id="circuit-summary", className="count"),
+                        ],
+                        className="drawn",
+                    ),
                     html.Div(
                         [
                             html.Label([html.Span("node (click one, or choose here)"), dropdown], className="field"),
@@ -112,26 +120,57 @@ def circuit_view(circuit: CircuitRows, source: dict[str, Any], params: Params) -
                 ],
                 className="circuit",
             ),
-            _supernode_controls(),
+            _supernode_controls(stored),
         ]
     )  # fmt: skip
 
 
-def _supernode_controls() -> Component:
+def _supernode_controls(stored: bool) -> Component:
     name = dcc.Input("", id="circuit-group-name", type="text", maxLength=40)
+    cosine = dcc.Input(LEAST_COSINE, id="circuit-cosine", type="number", min=0, max=1, step=0.05)
+    rule = [
+        html.Label([html.Span("smallest cosine of activations"), cosine], className="field narrow"),
+        html.Button(
+            "Group by rule", id="circuit-rule", n_clicks=0,
+            title="groups features of one position with equal labels, or similar activations over held-out text",
+        ),
+        html.Button("Save", id="circuit-save", n_clicks=0, title="saves the supernodes with the trace"),
+    ]  # fmt: skip
     return html.Div(
         [
             html.Label([html.Span("name of a supernode"), name], className="field"),
             html.Button("Group marked nodes", id="circuit-group", n_clicks=0),
             html.Button("Ungroup all", id="circuit-ungroup", n_clicks=0),
-            html.Span("Shift+click or Shift+Enter marks a node.", className="count"),
+            html.Div(rule, className="controls inner", hidden=not stored),
+            html.Span(
+                "Shift+click or Shift+Enter marks a node.",
+                id="circuit-saved",
+                className="count",
+                role="status",
+            ),
         ],
         className="controls",
     )
 
 
+def grouping_summary(circuit: CircuitRows, groups: Groups) -> str | None:
+    """Says how supernodes change the size and the scores of a graph. Returns None without supernodes."""
+    if not groups:
+        return None
+    flow = graph_flow(circuit.nodes, circuit.edges)
+    before, after = (summarize(flow, circuit.nodes, each) for each in ({}, groups))
+    completeness = " instead of ".join(format_value(each.completeness, 3) for each in (after, before))
+    return (
+        f"Grouped: {after.n_nodes:,} nodes instead of {before.n_nodes:,}, {after.n_edges:,} edges instead of "
+        f"{before.n_edges:,}; {100 * HELD:.0f} % of the influence in {after.n_holding:,} nodes instead of "
+        f"{before.n_holding:,}. "
+        f"Scores of the pruned graph: replacement {format_value(after.replacement, 3)}, unchanged; completeness "
+        f"{completeness}."
+    )
+
+
 def register_circuit_view(app: Dash, client: CatalogClient | None, find: FindCircuit) -> None:
-    """Register the callbacks that draw the graph, group its nodes, and fill the panel about the selected node.
+    """Register the callbacks that draw the graph, group its nodes, save groups, and fill the panel about a node.
 
     `client` is None for a graph without a study.
     """
@@ -140,6 +179,7 @@ def register_circuit_view(app: Dash, client: CatalogClient | None, find: FindCir
         Output("circuit-markup", "data"),
         Output("circuit-node", "options"),
         Output("circuit-node", "value"),
+        Output("circuit-summary", "children"),
         Input("circuit-groups", "data"),
         State("circuit-source", "data"),
         State("circuit-share", "data"),
@@ -150,24 +190,53 @@ def register_circuit_view(app: Dash, client: CatalogClient | None, find: FindCir
         circuit, parsed = find(source), parse_groups(groups or "")
         options = _options(circuit, parsed)
         selected = node if node in {option["value"] for option in options} else None
-        return _markup(circuit, source, parsed, shown_share), options, selected
+        summary = grouping_summary(circuit, parsed)
+        return _markup(circuit, source, parsed, shown_share), options, selected, summary
 
     @app.callback(
         Output("circuit-groups", "data"),
         Input("circuit-group", "n_clicks"),
         Input("circuit-ungroup", "n_clicks"),
+        Input("circuit-rule", "n_clicks"),
         State("circuit-marked", "data"),
         State("circuit-group-name", "value"),
         State("circuit-groups", "data"),
+        State("circuit-cosine", "value"),
+        State("circuit-source", "data"),
         prevent_initial_call=True,
     )
-    def group(_group: int, _ungroup: int, marked: list[int] | None, name: str | None, groups: str):
+    def group(
+        _group: int, _ungroup: int, _rule: int, marked: list[int] | None, name: str | None, groups: str,
+        cosine: float | None, source: dict[str, Any],
+    ):  # fmt: skip
         if ctx.triggered_id == "circuit-ungroup":
             return ""
+        if ctx.triggered_id == "circuit-rule":
+            return write_groups(_by_rule(client, source, cosine))
         if not marked or len(marked) < 2:
             raise ValueError("mark at least two nodes, by Shift+click or Shift+Enter, to group them")
         set_props("callback-error", {"children": None})
         return write_groups(add_group(parse_groups(groups or ""), marked, name or ""))
+
+    @app.callback(
+        Output("circuit-saved", "children"),
+        Output("circuit-default", "data"),
+        Input("circuit-save", "n_clicks"),
+        State("circuit-source", "data"),
+        State("circuit-groups", "data"),
+        prevent_initial_call=True,
+    )
+    def save(_save: int, source: dict[str, Any], groups: str):
+        if client is None or "trace" not in source:
+            raise ValueError("only supernodes of a trace of the study can be saved")
+        parsed = parse_groups(groups or "")
+        file = save_groups(Layout(client.folder), source["trace"], parsed, find(source).nodes)
+        note = (
+            f"saved {len(parsed)} supernodes in {file}"
+            if parsed
+            else f"no supernodes are left; removed {file}"
+        )
+        return note, write_groups(parsed)
 
     @app.callback(
         Output("circuit-about", "children"),
@@ -195,7 +264,22 @@ def register_circuit_view(app: Dash, client: CatalogClient | None, find: FindCir
         Input("circuit-share", "data"),
         Input("circuit-groups", "data"),
         Input("circuit-node", "value"),
+        Input("circuit-default", "data"),
         prevent_initial_call=True,
+    )
+
+
+def _by_rule(client: CatalogClient | None, source: dict[str, Any], cosine: float | None) -> Groups:
+    """Returns the supernodes of a trace by the rule. Raises ValueError if there is none, or no trace of the study."""
+    if client is None or "trace" not in source:
+        raise ValueError("only features of a trace of the study can be grouped by the rule")
+    if cosine is None or not 0 <= cosine <= 1:
+        raise ValueError("the smallest cosine must be a number from 0 to 1")
+    set_props("callback-error", {"children": None})
+    if groups := client.supernodes(source["trace"], cosine):
+        return groups
+    raise ValueError(
+        "no two features of one position have equal labels or activations as similar; lower the cosine"
     )
 
 
@@ -220,10 +304,15 @@ def _options(circuit: CircuitRows, groups: Groups) -> list[dict[str, str]]:
 
 
 def describe(row: Row, words: Mapping[tuple[int, int], Sequence[str]]) -> str:
-    """Describes a node in one line. `words` maps (layer, feature) to tokens on which the feature fires."""
+    """Describes a node in one line: with the label of a feature, or without one with tokens on which it fires.
+
+    `words` maps (layer, feature) to these tokens.
+    """
     known = words.get((row["layer"], row["feature"]), ()) if row["kind"] == "feature" else ()
-    fires_on = f" fires on {', '.join(map(format_token, known))}" if known else ""
-    return f"{escape_invisible(row['label'])}{fires_on}, influence {format_value(row['influence'], 2)}"
+    fires_on = (
+        f" fires on {', '.join(map(format_token, known))}" if known and not FeatureLabel.of(row) else ""
+    )
+    return f"{node_text(row)}{fires_on}, influence {format_value(row['influence'], 2)}"
 
 
 def node_panel(client: CatalogClient | None, circuit: CircuitRows, node: int) -> Component:
@@ -240,14 +329,14 @@ def node_panel(client: CatalogClient | None, circuit: CircuitRows, node: int) ->
         )
         if row[column] is not None
     ]
-    parts: list[Any] = [html.H3(escape_invisible(row["label"])), table(["what", "value"], facts, (0,))]
+    parts: list[Any] = [html.H3(node_text(row)), table(["what", "value"], facts, (0,))]
     if client is not None and row["kind"] == "feature":
         parts += _feature_summary(client, row)
     measured = any(edge["effect_frozen"] is not None for edge in circuit.edges)
-    effects = EFFECTS if measured else {"effect": "weight"}
-    for end, other, title in (("target_node", "source", "from"), ("source_node", "target", "to")):
+    effects, texts = EFFECTS if measured else {"effect": "weight"}, circuit.texts
+    for end, other, title in (("target_node", "source_node", "from"), ("source_node", "target_node", "to")):
         rows = [
-            [edge[other], *(signed(edge[effect]) for effect in effects)]
+            [texts[edge[other]], *(signed(edge[effect]) for effect in effects)]
             for edge in circuit.edges
             if edge[end] == node
         ]
@@ -263,9 +352,9 @@ def supernode_panel(circuit: CircuitRows, groups: Groups, number: int) -> Compon
         raise ValueError(f"there is no supernode {number}; choose a node from the list")
     name = names[-1 - number]
     members = [row for row in circuit.nodes if row["node"] in groups[name]]
-    rows = [[row["label"], format_value(row["influence"], 2)] for row in members]
+    rows = [[node_text(row), format_value(row["influence"], 2)] for row in members]
     parts: list[Any] = [html.H3(escape_invisible(name)), table(["member", "influence"], rows, (0,))]
-    labels = {row["node"]: row["label"] for row in nodes}
+    labels = {row["node"]: node_text(row) for row in nodes}
     for end, other, title in (("target_node", "source_node", "from"), ("source_node", "target_node", "to")):
         own = sorted((edge for edge in edges if edge[end] == number), key=lambda edge: -abs(edge["effect"]))
         found = [[labels[edge[other]], signed(edge["effect"])] for edge in own if edge[other] in labels]
@@ -292,11 +381,16 @@ def _feature_summary(client: CatalogClient, row: Row) -> list[Any]:
     ]
 
 
-def effects_table(edges: Sequence[Row], n: int = 12) -> Component:
+def effects_table(circuit: CircuitRows, n: int = 12) -> Component:
     """Returns a table of predicted and measured effects of the first `n` edges with an ablated source."""
+    texts = circuit.texts
     rows = [
-        [edge["source"], edge["target"], *(signed(edge[effect]) for effect in EFFECTS)]
-        for edge in edges
+        [
+            texts[edge["source_node"]],
+            texts[edge["target_node"]],
+            *(signed(edge[effect]) for effect in EFFECTS),
+        ]
+        for edge in circuit.edges
         if edge["effect_frozen"] is not None
     ]
     return table(["source", "target", "predicted", "frozen", "free"], rows[:n], (0, 1))

@@ -6,7 +6,7 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from ..catalog.client import Answer, Row
+from ..catalog.client import Answer, CatalogClient, Row
 from ..core.formatting import escape_invisible, format_signed, format_token
 from ..core.plotting import BLUE
 from ..core.token_text import whole_tokens
@@ -59,6 +59,15 @@ def signed(value: float | None) -> Component:
 def feature_name(layer: int, feature: int) -> str:
     """Returns the name of a feature in configs: LAYER/NUMBER."""
     return f"{layer}/{feature}"
+
+
+def fires_on(
+    client: CatalogClient, run: str, features: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], str]:
+    """Says what each (layer, feature) fires on: its label with the F1, or without one its most frequent tokens."""
+    labels, words = client.labels(run, features), client.words(run, features)
+    texts = {place: ", ".join(map(format_token, tokens)) for place, tokens in words.items()}
+    return texts | {place: label.scored for place, label in labels.items()}
 
 
 def to_feature(run: str, layer: int, feature: int) -> Component:

@@ -3,7 +3,6 @@
 Influence is computed from the links of the file, because graph JSON has only the cumulative share of each node.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,16 @@ from ..attribution.graph_json import (
     output_token,
     read_graph_json,
 )
+from ..attribution.grouped_graph import graph_flow
 from ..catalog.client import Row
 from ..core.token_text import escape_name, whole_text
+from ..report.graph import node_text
 from .circuit_view import CircuitRows
 
 KINDS = {FEATURE: "feature", ERROR: "error", EMBEDDING: "embedding", LOGIT: "logit"}
 """Maps a node's feature_type to its kind in the view. Nodes of other types keep the type as their kind."""
 TENSORS = (".pt", ".pth")
 """Suffixes of files that torch saved."""
-_SEPARATORS = re.compile("[:;,]")
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,12 @@ def graph_file(content: Json, file: Path, named: bool = False, notes: tuple[str,
             f"{file}: has no node of type {LOGIT}, which a graph explains; export the graph again"
         )
     links = [link for link in content["links"] if link["source"] in numbers and link["target"] in numbers]
-    ends = np.array([(numbers[link["source"]], numbers[link["target"]]) for link in links], np.int64).reshape(
-        -1, 2
-    )
-    weight = np.array([link["weight"] for link in links], float)
-    _add_influence(nodes, ends[:, 0], ends[:, 1], weight)
-    order = np.argsort(-np.abs(weight), kind="stable").tolist()
-    edges = [_edge_row(nodes, int(ends[i, 0]), int(ends[i, 1]), float(weight[i])) for i in order]
+    edges = [
+        _edge_row(nodes, numbers[link["source"]], numbers[link["target"]], float(link["weight"]))
+        for link in links
+    ]
+    _add_influence(nodes, edges)
+    edges.sort(key=lambda row: -abs(row["effect"]))
     nodes.sort(key=lambda row: (row["influence"] is None, -(row["influence"] or 0.0)))
     lost, twice = len(content["links"]) - len(links), len(content["nodes"]) - len(nodes)
     if lost:
@@ -112,14 +111,14 @@ def graph_file(content: Json, file: Path, named: bool = False, notes: tuple[str,
     groups, ungrouped = _groups(state.get("supernodes") or [], numbers)
     if ungrouped:
         notes += (f"{ungrouped:,} members of supernodes are not in the graph.",)
-    labels = {row["node"]: row["label"] for row in nodes}
+    texts = {row["node"]: node_text(row) for row in nodes}
     return GraphFile(
         name=str(metadata.get("slug") or file.stem),
         prompt=str(metadata.get("prompt", "")),
         scan=str(metadata.get("scan", "")),
         circuit=CircuitRows(nodes, edges, tokens),
         groups=groups,
-        pinned=[labels[numbers[name]] for name in state.get("pinnedIds") or [] if name in numbers],
+        pinned=[texts[numbers[name]] for name in state.get("pinnedIds") or [] if name in numbers],
         notes=notes,
     )
 
@@ -142,7 +141,7 @@ def _node_row(number: int, node: Json, tokens: Sequence[str], file: Path) -> Row
     share = node.get("influence")
     return {
         "node": number,
-        "label": f"{name} {clerp}" if clerp else name,
+        "label": f"{name} {clerp}" if clerp and kind != "feature" else name,
         "kind": kind,
         "is_root": kind == "logit",
         "run": None,
@@ -156,6 +155,8 @@ def _node_row(number: int, node: Json, tokens: Sequence[str], file: Path) -> Row
         "cumulative": float(share) if isinstance(share, int | float) else None,
         "probability": node.get("token_prob") if kind == "logit" else None,
         "remainder": None,
+        "feature_label": clerp if clerp and kind == "feature" else None,
+        "label_f1": None,
     }
 
 
@@ -168,26 +169,9 @@ def _layer(node: Json, file: Path) -> int:
         ) from None
 
 
-def _add_influence(nodes: Sequence[Row], source: Any, target: Any, weight: Any) -> None:
-    """Set the influence of each node on the logits, and `cumulative` where the file has none.
-
-    Influence flows back along the links, divided by the sum of |weight| of each target, as in `attribution.graph`.
-    """
-    depth = 2 + max((row["layer"] for row in nodes if row["layer"] is not None), default=0)
-    level = np.array(
-        [depth if row["is_root"] else -1 if row["kind"] == "embedding" else row["layer"] for row in nodes]
-    )
-    total = np.zeros(len(nodes))
-    np.add.at(total, target, np.abs(weight))
-    share = np.abs(weight) / np.where(total[target] > 0, total[target], 1.0)
-    start = np.array([float(row["probability"] or 0.0) if row["is_root"] else 0.0 for row in nodes])
-    if not start.any():
-        start = np.array([float(row["is_root"]) for row in nodes])
-    reached = start.copy()
-    for current in np.unique(level)[::-1]:
-        at = level[target] == current
-        np.add.at(reached, source[at], reached[target[at]] * share[at])
-    influence = reached - start
+def _add_influence(nodes: Sequence[Row], edges: Sequence[Row]) -> None:
+    """Set the influence of each node on the logits, and `cumulative` where the file has none."""
+    influence = graph_flow(nodes, edges).influence
     order = np.argsort(-influence, kind="stable")
     cumulative = np.empty(len(nodes))
     cumulative[order] = influence[order].cumsum() / (influence.sum() or 1.0)
@@ -202,8 +186,8 @@ def _edge_row(nodes: Sequence[Row], source: int, target: int, weight: float) -> 
     return {
         "source_node": source,
         "target_node": target,
-        "source": nodes[source]["label"],
-        "target": nodes[target]["label"],
+        "source": node_text(nodes[source]),
+        "target": node_text(nodes[target]),
         "effect": weight,
         "effect_frozen": None,
         "effect_free": None,
@@ -213,7 +197,7 @@ def _edge_row(nodes: Sequence[Row], source: int, target: int, weight: float) -> 
 def _groups(supernodes: Sequence[Any], numbers: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
     """Returns the nodes of each supernode, and the number of members that are not in the graph.
 
-    A supernode is a list of its name and its node ids. The name loses the separators of the address.
+    A supernode is a list of its name and its node ids.
     """
     groups: dict[str, list[int]] = {}
     missing = 0
@@ -225,5 +209,5 @@ def _groups(supernodes: Sequence[Any], numbers: Mapping[str, int]) -> tuple[dict
         found = [numbers[member] for member in members if member in numbers]
         missing += len(members) - len(found)
         if found:
-            groups.setdefault(_SEPARATORS.sub("", name) or "group", []).extend(found)
+            groups.setdefault(name or "group", []).extend(found)
     return groups, missing

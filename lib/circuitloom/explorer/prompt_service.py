@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..attribution.node_names import node_name
 from ..catalog.client import Row
 from ..core.errors import first_line
+from ..core.feature_labels import LabelsByFeature, read_feature_labels
+from ..core.layout import Layout
 from .circuit_view import CircuitRows
 
 if TYPE_CHECKING:
@@ -194,7 +197,7 @@ class PromptService:
     def _trace(self, prompt: str, run: str | None, target: str, progress: Progress) -> TracedPrompt:
         from pydantic import ValidationError
 
-        from ..attribution.trace_tables import TraceRows, node_name
+        from ..attribution.trace_tables import TraceRows
         from ..config.circuits import Circuits, Prompt
         from ..config.messages import one_line
 
@@ -212,7 +215,9 @@ class PromptService:
         for step in rows.paths():
             steps.setdefault(step["path"], []).append((labels[step["node"]], step["effect"]))
         paths = [(" > ".join(name for name, _ in reversed(path)), path[-1][1]) for path in steps.values()]
-        circuit = live_circuit(nodes, edges, row["tokens"])
+        places = {(node["layer"], node["feature"]) for node in nodes if node["kind"] == "feature"}
+        labels = read_feature_labels(Layout(self.folder), tracer.run, places)
+        circuit = live_circuit(nodes, edges, row["tokens"], labels)
         return TracedPrompt(row, circuit, sorted(paths, key=lambda path: -abs(path[1])))
 
     def _edit(
@@ -250,10 +255,13 @@ def compare_predictions(
     return EditedPrediction(position, sorted(rows, key=lambda row: -max(row[1:])), kl)
 
 
-def live_circuit(nodes: list[Row], edges: list[Row], tokens: list[str]) -> CircuitRows:
-    """Converts rows of tables `node` and `edge` to rows of the macros `circuit_nodes` and `circuit_edges`."""
-    from ..attribution.trace_tables import node_name
+def live_circuit(
+    nodes: list[Row], edges: list[Row], tokens: list[str], features: LabelsByFeature | None = None
+) -> CircuitRows:
+    """Converts rows of tables `node` and `edge` to rows of the query `graph_nodes` and of the macro `circuit_edges`.
 
+    `features` are the labels of features.
+    """
     blank: Row = dict.fromkeys(
         ("run", "layer", "feature", "head", "position", "token", "activation", "value", "influence", "probability",
          "remainder")
@@ -265,6 +273,8 @@ def live_circuit(nodes: list[Row], edges: list[Row], tokens: list[str]) -> Circu
     for row in kept:
         cumulative += row["influence"] or 0.0
         row |= {"label": node_name(row), "cumulative": cumulative / total}
+        if row["kind"] == "feature" and (known := (features or {}).get((row["layer"], row["feature"]))):
+            row |= {"feature_label": known.text, "label_f1": known.f1}
     labels = {row["node"]: row["label"] for row in kept}
     labelled = [
         {

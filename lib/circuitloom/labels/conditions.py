@@ -38,7 +38,7 @@ EVERYWHERE = slice(None)
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenAt:
     """The token at a place is one of some tokens, or in a class."""
 
     place: int
@@ -105,7 +105,7 @@ class Start:
         return half.place[at] < self.tokens
 
 
-Condition = Tokens | Flag | Start
+Condition = TokenAt | Flag | Start
 """A condition on a position."""
 
 
@@ -120,8 +120,8 @@ class Description:
     @cached_property
     def words(self) -> int:
         """Number of words of the label, with a token as a word."""
-        at_token = any(isinstance(each, Tokens) and each.place == 0 for each in self.conditions)
-        said = any(isinstance(each, Tokens) and each.said for each in self.conditions)
+        at_token = any(isinstance(each, TokenAt) and each.place == 0 for each in self.conditions)
+        said = any(isinstance(each, TokenAt) and each.said for each in self.conditions)
         return sum(each.words for each in self.conditions) + (0 if at_token or said else 1)
 
     def where(self, half: Half, text: LabelText) -> Int[np.ndarray, " some"]:
@@ -129,7 +129,7 @@ class Description:
         match self.conditions:
             case ():
                 return np.arange(len(half))
-            case (Tokens(place=place, units=(_, *_) as units), *others) if place != NEAR_PLACE:
+            case (TokenAt(place=place, units=(_, *_) as units), *others) if place != NEAR_PLACE:
                 found = half.positions_of(place, units)
             case (first, *others):
                 found = np.flatnonzero(first.holds(half, text))
@@ -140,7 +140,7 @@ class Description:
     @property
     def is_near(self) -> bool:
         """Whether a condition is on the tokens near before."""
-        return any(isinstance(each, Tokens) and each.place == NEAR_PLACE for each in self.conditions)
+        return any(isinstance(each, TokenAt) and each.place == NEAR_PLACE for each in self.conditions)
 
     @property
     def kind(self) -> str:
@@ -150,21 +150,21 @@ class Description:
                 kind = "upstream"
             case ():
                 kind = "always"
-            case (Tokens(place=0) as only,):
+            case (TokenAt(place=0) as only,):
                 kind = "class" if only.name else "token"
-            case (Tokens() as only,):
+            case (TokenAt() as only,):
                 kind = "output" if only.said else "context"
             case (_,):
                 kind = "position"
             case several:
-                tokens = [each for each in several if isinstance(each, Tokens) and len(each.units) == 1]
+                tokens = [each for each in several if isinstance(each, TokenAt) and len(each.units) == 1]
                 in_a_row = sorted(each.place for each in tokens) == list(range(len(several)))
                 kind = "n-gram" if in_a_row else "conjunction"
         return kind
 
     def text(self, text: LabelText) -> str:
         """Returns the label."""
-        tokens = {each.place: each for each in self.conditions if isinstance(each, Tokens)}
+        tokens = {each.place: each for each in self.conditions if isinstance(each, TokenAt)}
         flags = [each.name for each in self.conditions if isinstance(each, Flag)]
         starts = [each.tokens for each in self.conditions if isinstance(each, Start)]
         parts = []
@@ -193,7 +193,7 @@ class Description:
         return " ".join(parts)
 
 
-def _after(tokens: dict[int, Tokens], text: LabelText) -> list[str]:
+def _after(tokens: dict[int, TokenAt], text: LabelText) -> list[str]:
     """Returns the words for the tokens before a position. Single tokens in a row are written as a text."""
     places = [place for place in (*PLACES[1:5], NEAR_PLACE) if place in tokens]
     row: list[int] = []

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from .conditions import NEAR_PLACE, Condition, Description, Flag, Start, Tokens, distinct
+from .conditions import NEAR_PLACE, Condition, Description, Flag, Start, TokenAt, distinct
 from .text import FLAGS, PLACES, STARTS, Half, LabelText
 
 MAX_WORDS = 8
@@ -29,7 +29,7 @@ MAX_TOKENS = 5
 """Largest number of tokens in a set."""
 KEPT = 2**26
 """Number of positions of conditions that are kept in memory."""
-PLACE_WORDS = np.array([Tokens(place).words for place in (*PLACES, NEAR_PLACE)])
+PLACE_WORDS = np.array([TokenAt(place).words for place in (*PLACES, NEAR_PLACE)])
 """Number of words for each place of tokens."""
 FLAG_WORDS = np.array([Flag(name).words for name in FLAGS])
 START_WORDS = np.array([Start(size).words for size in STARTS])
@@ -40,7 +40,7 @@ ALWAYS_FROM = 0.5
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """Settings of the search."""
 
     cost: float
@@ -52,7 +52,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredDescription:
     """A description with its counts on the learning half."""
 
     description: Description
@@ -75,7 +75,7 @@ class Learner:
     """Learns descriptions on one text. Holds what all features share."""
 
     text: LabelText
-    search: Search
+    search: SearchSettings
     _kept: dict[Condition, Int[np.ndarray, " some"]] = field(default_factory=dict)
 
     @cached_property
@@ -86,7 +86,7 @@ class Learner:
     def where(self, description: Description) -> Int[np.ndarray, " some"]:
         """Returns the positions of the learning half where a description with conditions holds, in text order."""
         half, (first, *others) = self.text.learning, description.conditions
-        if isinstance(first, Tokens) and first.units and first.place != NEAR_PLACE:
+        if isinstance(first, TokenAt) and first.units and first.place != NEAR_PLACE:
             return description.where(half, self.text)
         # conditions without tokens of their own recur
         if first not in self._kept:
@@ -103,7 +103,7 @@ class Learner:
         fires: Int[np.ndarray, " firing"],
         promoted: Sequence[int] = (),
         upstream: Sequence[Description] = (),
-    ) -> Candidate:
+    ) -> ScoredDescription:
         """Returns the best description of a feature that fires at the positions `fires` of the learning half.
 
         `promoted` are the units whose logits the feature raises most. `upstream` are descriptions of features that it
@@ -116,7 +116,7 @@ class Learner:
         found = self._refined(Description(), None, fires, n, promotes)
         found += [self._counted(each, firing) for each in [*upstream, *_said(promoted)]]
         if n >= ALWAYS_FROM * width:
-            found.append(Candidate(Description(), n, width))
+            found.append(ScoredDescription(Description(), n, width))
         beam = self._best(found, n)
         for _ in range(self.search.steps):
             refined = []
@@ -133,18 +133,18 @@ class Learner:
         ]
         return max(exact, key=lambda each: self._value(each, n))
 
-    def _value(self, candidate: Candidate, fires: int) -> float:
+    def _value(self, candidate: ScoredDescription, fires: int) -> float:
         """Returns F1 less the cost of the words."""
         return candidate.f(fires) - self.search.cost * candidate.description.words
 
-    def _counted(self, description: Description, firing: Bool[np.ndarray, " position"]) -> Candidate:
+    def _counted(self, description: Description, firing: Bool[np.ndarray, " position"]) -> ScoredDescription:
         """Returns a description with its counts of positions."""
         where = self.where(description)
-        return Candidate(description, int(np.count_nonzero(firing[where])), len(where))
+        return ScoredDescription(description, int(np.count_nonzero(firing[where])), len(where))
 
-    def _best(self, found: Sequence[Candidate], fires: int) -> list[Candidate]:
+    def _best(self, found: Sequence[ScoredDescription], fires: int) -> list[ScoredDescription]:
         """Returns the candidates to be refined: the best by F1 and the best by F2."""
-        best: dict[Description, Candidate] = {}
+        best: dict[Description, ScoredDescription] = {}
         for beta in (1.0, 2.0):
             ranked = sorted(found, key=lambda each, beta=beta: -each.f(fires, beta))
             best |= {each.description: each for each in ranked[: self.search.beam]}
@@ -158,7 +158,7 @@ class Learner:
         firing: Int[np.ndarray, " firing"],
         n: int,
         promoted: frozenset[int],
-    ) -> list[Candidate]:
+    ) -> list[ScoredDescription]:
         """Returns the best of the descriptions with one more condition, by F1 less the cost of words and by F2.
 
         The description holds at the positions `where`, and the feature fires at `firing` among them, and at `n`
@@ -178,7 +178,9 @@ class Learner:
         taken = {_aspect(each) for each in description.conditions}
         chosen = _best_options(options, inside.total, n, self.search, MAX_WORDS - description.words, taken)
         return [
-            Candidate(replace(description, conditions=(*description.conditions, condition)), hits, predicted)
+            ScoredDescription(
+                replace(description, conditions=(*description.conditions, condition)), hits, predicted
+            )
             for condition, hits, predicted in chosen
         ]
 
@@ -186,7 +188,7 @@ class Learner:
 def _aspect(condition: Condition) -> tuple[str, int | str]:
     """Returns what a condition is about. A description has at most one condition on each aspect."""
     match condition:
-        case Tokens(place=place):
+        case TokenAt(place=place):
             return "place", place
         case Flag(name=name):
             return "flag", name
@@ -210,7 +212,7 @@ def _best_options(
     options: Sequence[_Options],
     total: int,
     fires: int,
-    search: Search,
+    search: SearchSettings,
     left: int,
     taken: set[tuple[str, int | str]],
 ) -> list[tuple[Condition, int, int]]:
@@ -241,7 +243,7 @@ def _best_options(
 
 
 def _f(hits: np.ndarray, predicted: np.ndarray, fires: int, weight: float = 1.0) -> np.ndarray:
-    """Returns `Candidate.f` for arrays of counts. `weight` is beta squared."""
+    """Returns `ScoredDescription.f` for arrays of counts. `weight` is beta squared."""
     return (1 + weight) * hits / (weight * fires + predicted + 1)
 
 
@@ -286,7 +288,7 @@ def _token_options(
     def condition(i: int) -> Condition:
         row, place = i // 2, PLACES[i // 2]
         units = tuple(unit[order[row, : last.flat[i] + 1]].tolist())
-        return Tokens(place, units, said=place == -1 and promoted.issuperset(units))
+        return TokenAt(place, units, said=place == -1 and promoted.issuperset(units))
 
     chosen = rows[:, None], last
     sets = _Options(
@@ -300,7 +302,7 @@ def _token_options(
     one = slice(near, near + 1)
     return [
         sets,
-        _Options(near_h[one], near_n[one], PLACE_WORDS[-1:] + 1, lambda i: Tokens(NEAR_PLACE, (near,))),
+        _Options(near_h[one], near_n[one], PLACE_WORDS[-1:] + 1, lambda i: TokenAt(NEAR_PLACE, (near,))),
     ]
 
 
@@ -321,7 +323,7 @@ def _class_options(counts: _Counts, inside: _Counts, fires: int, cost: float, te
         counts.classes[chosen].ravel(),
         inside.classes[chosen].ravel(),
         (words[best] + PLACE_WORDS[:-1, None]).ravel(),
-        lambda i: Tokens(PLACES[i // 2], name=text.class_names[best.flat[i]]),
+        lambda i: TokenAt(PLACES[i // 2], name=text.class_names[best.flat[i]]),
     )
 
 
@@ -337,7 +339,7 @@ def _largest(value: np.ndarray, size: int) -> Int[np.ndarray, "row some"]:
 def _said(promoted: Sequence[int]) -> list[Description]:
     """Returns descriptions of the positions before promoted tokens: of the first one, of the first two, and so on."""
     return [
-        Description((Tokens(-1, tuple(promoted[:size]), said=True),))
+        Description((TokenAt(-1, tuple(promoted[:size]), said=True),))
         for size in range(1, min(MAX_TOKENS, len(promoted)) + 1)
     ]
 
@@ -345,6 +347,6 @@ def _said(promoted: Sequence[int]) -> list[Description]:
 def near_of(description: Description) -> Description | None:
     """Returns the description of positions soon after those of a description. None if that has no single token."""
     match description.conditions:
-        case (Tokens(place=0, units=(unit,)),):
-            return Description((Tokens(NEAR_PLACE, (unit,)),), upstream=True)
+        case (TokenAt(place=0, units=(unit,)),):
+            return Description((TokenAt(NEAR_PLACE, (unit,)),), upstream=True)
     return None

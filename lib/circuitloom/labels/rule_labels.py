@@ -23,9 +23,9 @@ from jaxtyping import Bool, Int
 from ..config.labels import Labels
 from ..core.progress import progress
 from ..core.tables import LABEL, read_table, table_writer
-from .conditions import Description, Tokens
+from .conditions import Description, TokenAt
 from .firings import Neighbours, hard_negatives, read_firings
-from .learning import MAX_TOKENS, Candidate, Learner, Search, near_of
+from .learning import MAX_TOKENS, Learner, ScoredDescription, SearchSettings, near_of
 from .scores import Truth
 from .text import LabelText, shown
 
@@ -111,7 +111,7 @@ def write_rule_labels(
     `text` has `context` tokens per sequence. The labels do not depend on the number of processes. Raises ValueError if
     a table is damaged.
     """
-    learner = Learner(text, Search(config.cost, config.beam, config.steps))
+    learner = Learner(text, SearchSettings(config.cost, config.beam, config.steps))
     known: dict[tuple[int, int], Description] = {}
     total = sum(pq.read_metadata(files.feature).num_rows for files in layers.values())
     with progress(f"labels: {run}", total, "features") as bar:
@@ -186,14 +186,14 @@ class _Labeller:
             rows += self._rows(feature, found)
         return rows, descriptions
 
-    def _described(self, feature: int) -> Candidate:
+    def _described(self, feature: int) -> ScoredDescription:
         return self.learner.learn(
             self.learning.of(feature),
             self.promoted.get(feature, [])[:MAX_TOKENS],
             self.upstream.get(feature, []),
         )
 
-    def _rows(self, feature: int, found: Candidate | None) -> Iterator[dict[str, Any]]:
+    def _rows(self, feature: int, found: ScoredDescription | None) -> Iterator[dict[str, Any]]:
         """Yield the rows of a feature: of its description, its most frequent token, and the best planted concept."""
         text, fires = self.learner.text, self.learning.of(feature)
         truth = self._truth(feature)
@@ -219,7 +219,7 @@ class _Labeller:
             **truth.accuracies(where),
         }
         counts = np.bincount(text.learning.unit(0)[fires], minlength=1)
-        frequent = Description((Tokens(0, (int(counts.argmax()),)),))
+        frequent = Description((TokenAt(0, (int(counts.argmax()),)),))
         yield {
             **shared,
             "label": frequent.text(text),
@@ -280,7 +280,7 @@ def _upstream(
     found: dict[int, list[Description]] = {}
     for feature, units in _units(files.deembedding, text, ["direct"]).items():
         found[feature] = [
-            Description((Tokens(0, tuple(units[:n])),), upstream=True)
+            Description((TokenAt(0, tuple(units[:n])),), upstream=True)
             for n in range(1, min(MAX_TOKENS, len(units)) + 1)
         ]
     if files.connection is None:

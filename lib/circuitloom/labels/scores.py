@@ -79,9 +79,9 @@ class Truth:
 
     fires: Bool[np.ndarray, " position"]
     hard: Bool[np.ndarray, " position"]
-    """Tokens on which a similar feature fires and this one does not."""
+    """TokenAt on which a similar feature fires and this one does not."""
     near: Bool[np.ndarray, " position"]
-    """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
+    """TokenAt near a token on which the feature fires, in its document, on which it does not fire."""
     document: Int[np.ndarray, " position"]
     """Document of each position, from 0, in order."""
 

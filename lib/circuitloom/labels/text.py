@@ -147,7 +147,7 @@ def shown(token: str) -> str:
 def read_text(tokens: TokenArrays, sequences: int, strings: list[str]) -> LabelText:
     """Returns the first `sequences` sequences as text for labels. `strings` has the text of each token id.
 
-    Tokens that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
+    TokenAt that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
     """
     rows = slice(sequences)
     token = np.asarray(tokens.read(tokens.token, rows))

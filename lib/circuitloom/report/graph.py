@@ -11,13 +11,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..attribution.placement import place_nodes
+from ..attribution.placement import label_lines, place_nodes
+from ..attribution.supernodes import Groups
+from ..core.feature_labels import FeatureLabel
 from ..core.formatting import escape_invisible, format_number, format_token, format_value
 from .templates import environment
 
 Row = Mapping[str, Any]
-Groups = Mapping[str, Sequence[int]]
-"""Maps the name of each supernode to the numbers of its nodes."""
 ASSETS = ("graph.js", "graph.css")
 """Names of the files in templates/ that a page with a graph needs."""
 EDGES = 1200
@@ -26,6 +26,12 @@ READABLE_NODES = 80
 """Maximum number of nodes that are shown at first, in addition to targets, embeddings and supernodes."""
 TOKEN_WIDTH = 76
 """Width of a token's column in pixels."""
+LABELLED_WIDTH = 128
+"""The same, in graphs with labels. A node has half of it."""
+LABEL_LETTERS = 14
+"""Maximum length in characters of a line of a label."""
+TITLE_MEMBERS = 8
+"""Maximum number of members that the title of a supernode lists."""
 TOKEN_LETTERS = 14
 """Maximum length in characters of a token below the graph. Longer tokens are cut."""
 LEFT_MARGIN = 84
@@ -49,8 +55,16 @@ class PlacedNode:
     shape: str
     x: float
     y: float
+    column: int | None
+    """Position in the prompt."""
+    row: str
+    """Name of the row. Nodes of one column and row are side by side."""
     name: str
     """Text next to the node."""
+    lines: tuple[str, ...]
+    """`name`, broken into lines."""
+    title: str
+    """Text that a mouse over the node shows: the label with its score, or the members of a supernode."""
     description: str
     """Text that screen readers speak."""
     is_root: bool
@@ -80,6 +94,8 @@ class AxisLabel:
     x: float
     y: float
     text: str
+    column: int | None = None
+    """Position in the prompt of a token."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class GraphLayout:
     layers: tuple[AxisLabel, ...]
     n_hidden: int
     """Number of edges that are not drawn because of the edge limit."""
+    unit: float
+    """Width of two nodes in graphs with labels, whose nodes graph.js moves together after pruning. Otherwise 0."""
 
 
 def group_nodes(nodes: Sequence[Row], edges: Sequence[Row], groups: Groups) -> tuple[list[Row], list[Row]]:
@@ -132,7 +150,8 @@ def _supernode(number: int, name: str, members: Sequence[Row]) -> Row:
         "node": number,
         "kind": "supernode",
         "label": name,
-        "members": len(members),
+        "members": [node_text(row) for row in sorted(members, key=lambda row: -(row["influence"] or 0.0))],
+        "feature_label": None,
         # token and position embeddings have no layer; they are drawn one level below layer 0
         "layer": -1 if first["layer"] is None else first["layer"],
         "influence": sum(row["influence"] or 0.0 for row in members),
@@ -150,25 +169,28 @@ def lay_out(
     drawn = [row for row in nodes if row["kind"] != "constant"]
     layers = 1 + max((row["layer"] for row in drawn if row["layer"] is not None), default=-1)
     places, centres = place_nodes(drawn, layers)
-    layer_height = 96 if layers <= 4 else 64
+    labelled = any(len(_lines(row, _name(row))) > 1 or FeatureLabel.of(row) for row in drawn)
+    layer_height = 96 if layers <= 4 or labelled else 64
+    token_width = LABELLED_WIDTH if labelled else TOKEN_WIDTH
     # logits are drawn one level above the last layer
     top = layers + 1 if any(level > layers + 0.9 for _, level in places.values()) else layers + 0.5
     right = max((x for x, _ in places.values()), default=0.0)
 
     def pixels(x: float, level: float) -> tuple[float, float]:
-        return round(LEFT_MARGIN + TOKEN_WIDTH * x, 1), round(TOP_MARGIN + layer_height * (top - level), 1)
+        return round(LEFT_MARGIN + token_width * x, 1), round(TOP_MARGIN + layer_height * (top - level), 1)
 
     where = {node: pixels(*place) for node, place in places.items()}
     drawn_edges, n_hidden = _edges(edges, where, max_edges)
     bottom = pixels(0, -0.62)[1]
     levels = ["tokens", *(f"layer {layer}" for layer in range(layers))] + ["target"] * (top > layers + 0.5)
     return GraphLayout(
-        width=round(LEFT_MARGIN + TOKEN_WIDTH * (max(right, *centres.values(), 0.0) + 0.7), 1),
+        width=round(LEFT_MARGIN + token_width * (max(right, *centres.values(), 0.0) + 0.7), 1),
         height=bottom + 12,
         nodes=tuple(_node(row, *where[row["node"]]) for row in drawn),
         edges=tuple(drawn_edges),
+        unit=token_width if labelled else 0.0,
         tokens=tuple(
-            AxisLabel(pixels(x, 0)[0], bottom, _shortened(format_token(tokens[position])))
+            AxisLabel(pixels(x, 0)[0], bottom, _shortened(format_token(tokens[position])), position)
             for position, x in centres.items()
             if position is not None and position < len(tokens)
         ),
@@ -211,12 +233,25 @@ def _node(row: Row, x: float, y: float) -> PlacedNode:
         shape="triangle" if is_root and row["kind"] != "supernode" else _SHAPES.get(row["kind"], "circle"),
         x=x,
         y=y,
-        name=_name(row),
+        column=row["position"],
+        row=_row_name(row),
+        name=(name := _name(row)),
+        lines=tuple(_lines(row, name)),
+        title=_title(row),
         description=_description(row),
         is_root=is_root,
         always_shown=_is_always_shown(row),
         cumulative=_cumulative(row),
     )
+
+
+def _row_name(row: Row) -> str:
+    """Returns a name of the row in which `place_nodes` puts a node."""
+    if row["is_root"] and row["kind"] != "feature":
+        return "target"
+    if row["kind"] in ("embedding", "position"):
+        return row["kind"]
+    return f"{'error' if row['kind'] == 'error' else 'layer'} {row['layer']}"
 
 
 def _is_always_shown(row: Row) -> bool:
@@ -227,21 +262,43 @@ def _cumulative(row: Row) -> float:
     return 1.0 if row["cumulative"] is None else row["cumulative"]
 
 
+def node_text(row: Row) -> str:
+    """Returns the name of a node, with the label of a feature and its F1."""
+    label = FeatureLabel.of(row)
+    return escape_invisible(row["label"]) + (f" {label.scored}" if label else "")
+
+
 def _name(row: Row) -> str:
     match row["kind"]:
         case "feature":
-            return f"{row['layer']}/{row['feature']}"
+            label = FeatureLabel.of(row)
+            return label.text if label else f"{row['layer']}/{row['feature']}"
         case "supernode":
-            return f"{escape_invisible(row['label'])} ({row['members']})"
+            return f"{escape_invisible(row['label'])} ({len(row['members'])})"
     return format_token(row["token"] or "") if row["is_root"] else ""
+
+
+def _lines(row: Row, name: str) -> list[str]:
+    return (
+        label_lines(name, LABEL_LETTERS) if row["kind"] in ("feature", "supernode") else [name][: len(name)]
+    )
+
+
+def _title(row: Row) -> str:
+    if row["kind"] == "supernode":
+        more = len(row["members"]) - TITLE_MEMBERS
+        return "\n".join(row["members"][:TITLE_MEMBERS] + [f"and {more} more"] * (more > 0))
+    return node_text(row) if FeatureLabel.of(row) else ""
 
 
 def _description(row: Row) -> str:
     """Returns the text for screen readers, such as "feature 1/17 at caught, position 4; influence 0.2"."""
     influence = f"influence {format_number(row['influence'])}"
     if row["kind"] == "supernode":
-        return f"supernode {escape_invisible(row['label'])} of {row['members']} nodes; {influence}"
+        return f"supernode {escape_invisible(row['label'])} of {len(row['members'])} nodes; {influence}"
     kind = f"{row['kind']} {row['layer']}/{row['feature']}" if row["kind"] == "feature" else row["kind"]
+    if label := FeatureLabel.of(row):
+        kind += f", {label.scored},"
     return (
         f"{kind} at {format_token(row['token'] or '')}, position {format_value(row['position'])}; {influence}"
     )

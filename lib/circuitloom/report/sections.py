@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
@@ -54,6 +54,8 @@ class TraceSection:
     """Share of the influence that the graph shows at first."""
     nodes: Answer
     edges: Answer
+    labels: Answer | None
+    """Labelled features of the graph. None if no feature has a label."""
     features: tuple[Answer, Answer]
     """Answers about the features of the graph: logit effects, and examples."""
     effects: Picture | None
@@ -92,6 +94,9 @@ class Sections:
     components: Answer
     claims: Mapping[str, Answer]
     """Claims of each case study, by name."""
+    case_labels: Mapping[str, Answer]
+    """Labels of the features that a case study names, by name of the case study. Case studies without any are left
+    out."""
     blind: Answer
 
 
@@ -115,11 +120,13 @@ class AnswerLog:
         return answer
 
 
-def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
+def collect(
+    catalogue: AnswerLog, step_tokens: int, named: Mapping[str, tuple[str, Sequence[str]]]
+) -> Sections:
     """Run all queries and draw all plots of the report.
 
-    `step_tokens` is the number of tokens per pretraining step, or 0 without pretraining. Raises ValueError if the
-    catalogue cannot be read.
+    `step_tokens` is the number of tokens per pretraining step, or 0 without pretraining. `named` maps the name of a
+    case study to its run and to the features that its result names. Raises ValueError if the catalogue cannot be read.
     """
     runs = catalogue.ask("runs")
     lines = lines_of(runs.rows)
@@ -163,8 +170,18 @@ def collect(catalogue: AnswerLog, step_tokens: int) -> Sections:
             row["case_study"]: catalogue.ask("claims_of_case", row["case_study"], case=row["case_study"])
             for row in cases.rows
         },
+        case_labels=_case_labels(catalogue, named),
         blind=catalogue.ask("blind_mean"),
     )
+
+
+def _case_labels(catalogue: AnswerLog, named: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Answer]:
+    """Returns the labels of the features that each case study names. Answers without rows are left out."""
+    found = {}
+    for case, (run, features) in named.items():
+        if features and catalogue.client.ask("case_labels", run=run, features=features).rows:
+            found[case] = catalogue.ask("case_labels", case, run=run, features=features)
+    return found
 
 
 def _picture(answer: Answer, draw: Callable[..., Figure], *arguments: Any) -> Picture | None:
@@ -189,6 +206,7 @@ def _traced(catalogue: AnswerLog, trace: Row) -> TraceSection:
         share=readable_share(nodes.rows),
         nodes=nodes,
         edges=edges,
+        labels=ask("graph_labels", run=run) if any(row["feature_label"] for row in nodes.rows) else None,
         features=(ask("graph_tokens", run=run), ask("graph_examples", run=run)),
         effects=_picture(ask("effects", edges=EFFECTS), draw_effects),
         paths=ask("paths"),

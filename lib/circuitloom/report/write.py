@@ -1,6 +1,7 @@
 """Writes the report of a study as one self-contained HTML file."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +47,8 @@ class ReportInputs:
     """The file result.md of each case study. The file's folder has the name of the case study."""
     pictures: Sequence[Path]
     """PNG files next to the files result.md."""
+    case_runs: Mapping[str, str]
+    """Run under study of each case study, by name."""
     benchmarks: Path
     """Folder of Snakemake's benchmark files."""
     rule: str
@@ -66,7 +69,7 @@ class CaseResult:
 def write_report(inputs: ReportInputs, path: Path) -> None:
     """Write the report to `path`. Raises ValueError if an input is missing."""
     catalogue = AnswerLog(CatalogClient(inputs.folder))
-    sections = collect(catalogue, step_tokens(inputs.config))
+    sections = collect(catalogue, step_tokens(inputs.config), named_features(inputs))
     write_atomically(path, render(inputs, sections, catalogue).encode())
 
 
@@ -99,6 +102,16 @@ def render(inputs: ReportInputs, sections: Sections, catalogue: AnswerLog) -> st
             times=sorted(times, key=lambda time: -time.seconds),
         )
     )
+
+
+def named_features(inputs: ReportInputs) -> dict[str, tuple[str, list[str]]]:
+    """Returns the run of each case study, and all that its result writes as a feature: LAYER/NUMBER."""
+    named = {}
+    for file in inputs.results:
+        if run := inputs.case_runs.get(file.parent.name):
+            found = re.findall(r"(?<![\w./-])\d+/\d+(?![\w/])", _read(file).decode())
+            named[file.parent.name] = (run, list(dict.fromkeys(found)))
+    return named
 
 
 def read_results(results: Sequence[Path], pictures: Sequence[Path]) -> list[CaseResult]:

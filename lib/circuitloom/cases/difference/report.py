@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...ablation.behaviour import faithfulness_rows
 from ...ablation.faithfulness import FaithfulnessCurve
-from ...attribution.drawing import graph_figure
+from ...attribution.drawing import GraphDrawing, graph_figure
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...core.plotting import BLUE, GREEN, VERMILION, styled
@@ -96,7 +96,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
                 "largest share. Heads are LAYER.NUMBER, features LAYER/NUMBER.",
             ),
             "graph": (
-                graph_figure(results.traces),
+                graph_figure(list(map(GraphDrawing.of, results.traces))),
                 "Pruned attribution graphs of finding prompts. Edges are direct effects between features, through any "
                 "number of heads.",
             ),

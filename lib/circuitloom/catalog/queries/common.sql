@@ -36,11 +36,15 @@ FROM trace
 WHERE trace = $trace
 
 -- name: graph_nodes
--- Nodes of the pruned graph, most influential first, with the share of all influence down to each row.
+-- Nodes of the pruned graph, most influential first, with the share of all influence down to each row, and labels of features.
 SELECT
-    node, label, kind, is_root, run, layer, feature, position, token, activation, value, influence, cumulative,
-    probability, remainder
-FROM circuit_nodes($trace)
+    nodes.node, nodes.label, nodes.kind, nodes.is_root, nodes.run, nodes.layer, nodes.feature, nodes.position, nodes.token,
+    nodes.activation, nodes.value, nodes.influence, nodes.cumulative, nodes.probability, nodes.remainder,
+    best.label AS feature_label, best.f1 AS label_f1
+FROM circuit_nodes($trace) AS nodes
+LEFT JOIN labels((SELECT run FROM trace WHERE trace = $trace), NULL) AS best
+    ON best.run = nodes.run AND best.layer = nodes.layer AND best.feature = nodes.feature AND best.kind <> 'none'
+ORDER BY nodes.influence DESC, nodes.node
 
 -- name: paths
 -- The strongest paths of the graph. Each one is written from its first node to the target.

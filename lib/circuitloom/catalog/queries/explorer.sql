@@ -45,9 +45,16 @@ GROUP BY ALL
 ORDER BY run, layer
 
 -- name: features
--- Features of one layer, with the concept that each detects best.
-SELECT feature.feature, density, n_tokens, max_activation, mean_activation, encoder_norm, bias, best.concept, best.f1
+-- Features of one layer, with the label of each, and the concept that each detects best.
+SELECT
+    feature.feature, described.label, described.label_f1, density, n_tokens, max_activation, mean_activation,
+    encoder_norm, bias, best.concept, best.f1
 FROM feature
+LEFT JOIN (
+    SELECT feature, label, f1 AS label_f1
+    FROM labels($run, $layer)
+    WHERE kind <> 'none'
+) AS described USING (feature)
 LEFT JOIN (
     SELECT feature, arg_max(concept, f1) AS concept, max(f1) AS f1
     FROM feature_concept
@@ -68,6 +75,25 @@ SELECT feature, max(effect) AS match
 FROM logit
 WHERE run = $run AND layer = $layer AND sign = 1 AND (token = $pattern OR trim(whole_text(token)) = trim($pattern))
 GROUP BY feature
+
+-- name: labelled
+-- Features of one layer whose label contains a text, with the F1 of the label.
+SELECT feature, coalesce(f1, 0) AS match
+FROM search_labels($pattern)
+WHERE run = $run AND layer = $layer
+
+-- name: labelled_elsewhere
+-- Features of other layers and runs whose label contains a text, the best described first.
+SELECT run, layer, feature, label, f1
+FROM search_labels($pattern)
+WHERE NOT (run = $run AND layer = $layer)
+LIMIT $rows
+
+-- name: has_labels
+-- Whether a run has labels in a layer.
+SELECT count(*) > 0 AS labelled
+FROM label
+WHERE run = $run AND layer = $layer
 
 -- name: of_concept
 -- Features that detect a concept best.
@@ -164,6 +190,19 @@ FROM (
 )
 GROUP BY layer, feature
 
+-- name: best_labels
+-- For each feature, its best label by F1. Features that nothing describes are left out.
+SELECT layer, feature, label, f1
+FROM labels($run, NULL)
+WHERE layer IN $layers AND feature IN $features AND kind <> 'none'
+
+-- name: labels_of_feature
+-- Labels of one feature from all sources, with their scores.
+SELECT *
+FROM label
+WHERE run = $run AND layer = $layer AND feature = $feature
+ORDER BY source IN ('frequent', 'planted'), f1 DESC NULLS LAST, source
+
 -- name: promoted
 -- For each feature, the three tokens whose logits it raises most.
 SELECT layer, feature, list(token ORDER BY rank) AS tokens
@@ -175,6 +214,11 @@ GROUP BY layer, feature
 -- All edges of the pruned graph, largest effect first.
 SELECT source_node, target_node, source, target, effect, effect_frozen, effect_free
 FROM circuit_edges($trace)
+
+-- name: supernodes
+-- Nodes of the graph that fire at one position and have equal labels or similar activations, grouped.
+SELECT supernode, name, node, layer, feature, label, influence
+FROM supernodes($trace, $least_cosine)
 
 -- name: group_interventions
 -- Interventions on groups of features. Ablations of a single node are left out.

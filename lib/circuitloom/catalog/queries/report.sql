@@ -252,6 +252,16 @@ FROM compared
 ORDER BY strength DESC NULLS LAST, target_node, source_node
 LIMIT $edges
 
+-- name: graph_labels
+-- The 30 most influential features of the pruned graph that have a label, with scores of the label.
+SELECT nodes.label AS feature, best.label, best.f1, best.precision, best.recall, nodes.influence, nodes.cumulative
+FROM circuit_nodes($trace) AS nodes
+JOIN labels($run, NULL) AS best
+    ON best.run = nodes.run AND best.layer = nodes.layer AND best.feature = nodes.feature AND best.kind <> 'none'
+WHERE NOT nodes.is_root
+ORDER BY nodes.influence DESC, nodes.node
+LIMIT 30
+
 -- name: graph_tokens
 -- Tokens whose logits each feature of the graph raises (sign 1) or lowers (sign -1) most by direct logit attribution.
 SELECT DISTINCT layer, feature, sign, rank, logit.token, effect
@@ -347,6 +357,13 @@ ORDER BY case_study
 SELECT claim, statement, value, low, high, relation, bound, holds, n, of, published
 FROM claim
 WHERE case_study = $case
+
+-- name: case_labels
+-- Labels of the features that a case study names, with scores of each label.
+SELECT layer, feature, label, f1, precision, recall
+FROM labels($run, NULL)
+WHERE concat(layer, '/', feature) IN $features AND kind <> 'none'
+ORDER BY layer, feature
 
 -- name: behaviours
 -- Behaviours that the study measures outside of its case studies.

@@ -141,3 +141,40 @@ PARETO = Table(
         },
     },
 )
+DICTIONARY_BENCHMARK = Table(
+    "dictionary_benchmark",
+    "Scores of dictionaries by `circuitloom benchmark` (docs/dictionary_benchmark.md). Intervals are of 95 %, over "
+    "documents.",
+    ("run", "site", "layer", "benchmark", "measure", "task", "k", "other"),
+    {
+        "run": (
+            STRING,
+            "name of the dictionary's run; neurons, residual (coordinates of the site) or random (random directions, "
+            "as many per token as the runs that read the site have active features)",
+        ),
+        "site": (STRING, "site that is read"),
+        "layer": LAYER,
+        "benchmark": (STRING, "core, sparse_probing, absorption or stability"),
+        "measure": (STRING, "what is measured; measures of core have SAEBench's names"),
+        "task": (
+            STRING,
+            "predicted label as GROUP/NAME, or GROUP for the mean over its labels (sparse_probing); parent concept, or "
+            "planted for the mean over all pairs (absorption); else null",
+        ),
+        "k": (pa.int32(), "number of features that the probe reads; null: all dimensions of the site"),
+        "other": (STRING, "child concept (absorption); run with another seed (stability); else null"),
+        "value": (
+            FLOAT,
+            "the score; null if it is not defined, such as absorption without a feature for the parent",
+        ),
+        "low": (FLOAT, "lower end of the interval, else null"),
+        "high": (FLOAT, "upper end of the interval, else null"),
+        "n": (
+            INT,
+            "number of tokens (core); of tokens with the label that are scored (sparse_probing, absorption; "
+            "silent_outside: of the parent's other tokens); of labels or pairs (means); of features of both runs "
+            "(stability)",
+        ),
+        "unit": (STRING, "unit of the value"),
+    },
+)

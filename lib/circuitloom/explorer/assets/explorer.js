@@ -66,9 +66,10 @@ window.dash_clientside = window.dash_clientside || {};
       graph.show(graph.byNumber.get(node) || null);
       return [];
     },
-    rememberCircuit(share, groups, node) {
+    rememberCircuit(share, groups, node, preset) {
       if (graph) graph.show(graph.byNumber.get(node) || null);
-      return remember({ share, groups, node });
+      // without the parameter, the page shows the saved groups
+      return remember({ share, groups: groups === preset ? null : groups || "none", node });
     },
     rememberEdit(at, clicks, features, kind, strength) {
       const edited = clicks && features;

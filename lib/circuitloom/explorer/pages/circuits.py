@@ -6,12 +6,18 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from ...attribution.supernodes import saved_groups
 from ...catalog.client import CatalogClient, Row
+from ...core.feature_labels import FeatureLabel
 from ...core.formatting import format_token, format_value
+from ...core.layout import Layout
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
-from ..components import empty_note, notes_of, panel, select, signed, sql_button, table
+from ..components import empty_note, notes_of, panel, select, signed, sql_button, table, to_feature
 from ..urls import Params, link
+
+FEATURES = 20
+"""Maximum number of features that are listed with their labels."""
 
 
 def circuits_page(client: CatalogClient, params: Params) -> Component:
@@ -29,6 +35,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
         raise ValueError(f"this study has no circuit {name}; choose from {', '.join(traces)}")
     answer, edges = client.ask("trace", trace=name), client.ask("edges", trace=name)
     circuit = trace_circuit(client, name)
+    saved, missing = saved_groups(Layout(client.folder), name, circuit.nodes)
     trace = answer.first
     edit_link = link("try", prompt=trace["prompt"], target=trace["target"], run=trace["run"])
     tokens = [html.Span([format_token(token), html.Sub(i)]) for i, token in enumerate(trace["tokens"])]
@@ -45,15 +52,17 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
                         _scores(trace), " ", dcc.Link("edit its features", href=edit_link),
                     ]
                 ),
-                circuit_view(circuit, {"trace": name}, params),
+                *notes_of([f"not in the graph any more, of saved supernodes: {', '.join(missing)}"] if missing else []),
+                circuit_view(circuit, {"trace": name}, params, saved, stored=True),
                 sql_button(client.ask("graph_nodes", trace=name), "SQL of the nodes"),
                 sql_button(edges, "SQL of the edges"),
                 answer=answer,
             ),
+            _labelled_features(circuit),
             panel(
                 "Effects, predicted and measured",
                 plots.effects(edges.rows),
-                effects_table(edges.rows),
+                effects_table(circuit),
                 answer=edges,
             ),
             html.Div([_paths(client, name), _interventions(client, name)], className="pair"),
@@ -74,6 +83,22 @@ def _circuit(client: CatalogClient, trace: str, _edition: Any) -> CircuitRows:
     places = [(row["layer"], row["feature"]) for row in features]
     words = client.words(features[0]["run"], places) if features else {}
     return CircuitRows(nodes, edges, tokens, words)
+
+
+def _labelled_features(circuit: CircuitRows) -> Component | None:
+    """Returns a table of the most influential features, if features have labels."""
+    features = [row for row in circuit.nodes if row["kind"] == "feature"]
+    if not any(map(FeatureLabel.of, features)):
+        return None
+    rows = []
+    for row in features[:FEATURES]:
+        place, label = (row["layer"], row["feature"]), FeatureLabel.of(row)
+        words = ", ".join(map(format_token, circuit.words.get(place, ())))
+        cells = [f"{format_token(row['token'])} @{row['position']}", label.text if label else words]
+        numbers = [format_value(value, 2) for value in (label.f1 if label else None, row["influence"])]
+        rows.append([to_feature(row["run"], *place), *cells, *numbers])
+    head = ["feature", "token", "fires on", "F1 of the label", "influence"]
+    return panel("Features, the most influential first", table(head, rows, (0, 1, 2)))
 
 
 def _scores(row: Row) -> str:

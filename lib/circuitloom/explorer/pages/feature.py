@@ -1,5 +1,6 @@
 """The page of one feature: statistics, examples, effects, concepts, connections and similar features."""
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import plots
 from ..components import (
     empty_note,
     feature_name,
+    fires_on,
     panel,
     shaded,
     signed,
@@ -24,6 +26,9 @@ from ..urls import Params, feature_link, integer, link
 
 EXAMPLES = 10
 """Number of top examples shown at first. Further top examples are folded."""
+SCORES = {"f1": "F1", "balanced_accuracy": "balanced accuracy", "hard_accuracy": "against similar features",
+          "fuzzing": "fuzzing", "output": "output"}  # fmt: skip
+"""Maps scores of labels that have intervals to their headings."""
 
 
 def feature_page(client: CatalogClient, params: Params) -> Component:
@@ -41,6 +46,7 @@ def feature_page(client: CatalogClient, params: Params) -> Component:
     return html.Div(
         [
             _head(names, found.first),
+            _labels(client, names),
             html.Div([_facts(found.first, found), _histogram(client, names)], className="pair"),
             _examples(client, names, found.first),
             html.Div([_logits(client, names), _deembedding(client, names)], className="pair"),
@@ -107,6 +113,26 @@ def _head(names: dict[str, Any], row: Row) -> Component:
         ],
         className="title",
     )
+
+
+def _labels(client: CatalogClient, names: dict[str, Any]) -> Component | None:
+    answer = client.ask("labels_of_feature", **names)
+    if not answer.rows:
+        return None
+    rows = [
+        [row["label"], row["source"], row["kind"], *(_score(row, name) for name in SCORES),
+         format_value(row["precision"], 2), format_value(row["recall"], 2), format_value(row["n_tokens"])]
+        for row in answer.rows
+    ]  # fmt: skip
+    head = ["label", "source", "kind", *SCORES.values(), "precision", "recall", "tokens"]
+    note = "Scores with 95 % intervals, on documents from which no label was learned."
+    return panel("Labels", table(head, rows, (0, 1, 2)), html.P(note, className="count"), answer=answer)
+
+
+def _score(row: Row, name: str) -> str:
+    value, low, high = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    interval = "" if low is None or high is None else f" ({format_value(low, 2)} to {format_value(high, 2)})"
+    return format_value(value, 2) + interval
 
 
 def _facts(row: Row, answer: Any) -> Component:
@@ -228,27 +254,27 @@ def _connections(client: CatalogClient, names: dict[str, Any]) -> Component:
         for name, title in (("upstream", "Upstream features"), ("downstream", "Downstream features"))
     }
     rows = [row for answer in answers.values() for row in answer.rows]
-    words = client.words(names["run"], [(row["layer"], row["feature"]) for row in rows])
+    texts = fires_on(client, names["run"], [(row["layer"], row["feature"]) for row in rows])
     for title, answer in answers.items():
-        rows = [_connection(names["run"], row, words) for row in answer.rows]
+        rows = [_connection(names["run"], row, texts) for row in answer.rows]
         head = ["feature", "fires on", "via", "weight", "mean effect", "mean effect when active"]
         part = table(head, rows, (0, 1, 2)) if rows else empty_note("Nothing is tabulated.")
         both.append(panel(title, part, answer=answer))
     return html.Div(both, className="pair")
 
 
-def _connection(run: str, row: Row, words: Any) -> list:
+def _connection(run: str, row: Row, texts: Mapping[tuple[int, int], str]) -> list:
     place = (row["layer"], row["feature"])
     effects = (signed(row[name]) for name in ("weight", "mean_effect", "mean_effect_when_active"))
-    return [to_feature(run, *place), ", ".join(map(format_token, words.get(place, ()))), row["via"], *effects]
+    return [to_feature(run, *place), texts.get(place, ""), row["via"], *effects]
 
 
 def _nearest(client: CatalogClient, names: dict[str, Any]) -> Component:
     answer = client.ask("nearest", **names)
-    words = client.words(names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
+    texts = fires_on(client, names["run"], [(row["layer"], row["feature"]) for row in answer.rows])
     rows = [
         [to_feature(names["run"], row["layer"], row["feature"]),
-         ", ".join(map(format_token, words.get((row["layer"], row["feature"]), ()))),
+         texts.get((row["layer"], row["feature"]), ""),
          format_value(row["overlap"], 3), format_value(row["n_both"]), format_value(row["lift"], 3)]
         for row in answer.rows
     ]  # fmt: skip

@@ -13,12 +13,14 @@ from dash.development.base_component import Component
 
 from ...catalog.client import Answer, CatalogClient, Row
 from ...catalog.queries import named_queries, quoted
-from ...core.formatting import format_token, format_value
-from ..components import aria, choice, empty_note, panel, select, sql_button
+from ...core.formatting import escape_invisible, format_token, format_value
+from ..components import aria, choice, empty_note, panel, select, sql_button, table, to_feature
 from ..urls import Params, feature_link, integer
 
 COLUMNS = {
     "feature": "number",
+    "label": "text",
+    "label_f1": "number",
     "density": "number",
     "n_tokens": "number",
     "max_activation": "number",
@@ -30,12 +32,18 @@ COLUMNS = {
     "match": "number",
 }
 """Type of each column that can be filtered and sorted."""
-SEARCHES = {"fires on": "firing_on", "raises": "raising"}
+SEARCHES = {"fires on": "firing_on", "raises": "raising", "label": "labelled"}
 """Maps each kind of search to its named query."""
 ROWS = 50
 """Number of rows that the grid requests at a time."""
+FOUND = 20
+"""Maximum number of features of other layers and runs that a search for a label lists."""
+_OF_LABELS = ("label", "label_f1")
+"""Columns that only runs with labels have."""
 _HEADS = {
     "feature": "feature",
+    "label": "label",
+    "label_f1": "F1 of the label",
     "fires_on": "fires on",
     "raises": "raises",
     "density": "density",
@@ -101,6 +109,7 @@ def fetch_rows(client: CatalogClient, run: str, layer: int, sql: str) -> tuple[A
     rows = [
         {
             **row,
+            "label": None if row["label"] is None else escape_invisible(row["label"]),
             "fires_on": ", ".join(map(format_token, fires.get(place, ()))),
             "raises": ", ".join(map(format_token, raises.get(place, ()))),
         }
@@ -159,11 +168,17 @@ def features_page(client: CatalogClient, params: Params) -> Component:
     layer = integer(params, "layer")
     layer = layers[0] if layer not in layers else layer
     search, by = params.get("search", ""), params.get("by", "fires on")
+    labelled = client.ask("has_labels", run=run, layer=layer).first["labelled"]
     controls = html.Div(
         [
             select("run", runs, run, "run"),
             select("layer", [str(each) for each in layers], str(layer), "layer"),
-            select("by", list(SEARCHES), by, "search for"),
+            select(
+                "by",
+                [each for each in SEARCHES if labelled or each in ("fires on", "raises", by)],
+                by,
+                "search for",
+            ),
             html.Label(
                 [
                     html.Span("text, or a regular expression"),
@@ -189,11 +204,30 @@ def features_page(client: CatalogClient, params: Params) -> Component:
                 html.P(id="features-count", className="count", **aria(live="polite")),
                 dcc.Store("features-names", data=names),
                 dcc.Store("features-address"),
-                _grid(params, bool(search)),
+                _grid(params, bool(search), labelled),
                 html.Div(id="features-sql"),
             ),
+            _labelled_elsewhere(client, run, layer, search) if search and by == "label" else None,
         ]
     )
+
+
+def _labelled_elsewhere(client: CatalogClient, run: str, layer: int, search: str) -> Component | None:
+    """Returns a panel of the features of other layers and runs whose label contains `search`."""
+    answer = client.ask("labelled_elsewhere", pattern=search, run=run, layer=layer, rows=FOUND)
+    if not answer.rows:
+        return None
+    rows = [
+        [
+            row["run"],
+            to_feature(row["run"], row["layer"], row["feature"]),
+            row["label"],
+            format_value(row["f1"], 3),
+        ]
+        for row in answer.rows
+    ]
+    title = f"Labels with {search!r} in other layers and runs, the best described first"
+    return panel(title, table(["run", "feature", "label", "F1"], rows, (0, 1, 2)), answer=answer)
 
 
 def register_features(app: Dash, client: CatalogClient) -> None:
@@ -255,11 +289,13 @@ def _grid_state(params: Params) -> dict[str, Any]:
     return {"filterModel": filters or {}, "sortModel": order or []}
 
 
-def _grid(params: Params, searched: bool) -> Component:
+def _grid(params: Params, searched: bool, labelled: bool) -> Component:
     state = _grid_state(params)
     order = {part["colId"]: (part["sort"], i) for i, part in enumerate(state["sortModel"])}
     columns = []
     for name, head in {**({"match": "match"} if searched else {}), **_HEADS}.items():
+        if name in _OF_LABELS and not labelled:
+            continue
         kind = COLUMNS.get(name)
         column: dict[str, Any] = {"field": name, "headerName": head, "sortable": kind is not None}
         if name == "feature":
@@ -272,7 +308,11 @@ def _grid(params: Params, searched: bool) -> Component:
                 else {"valueFormatter": {"function": "short(params.value)"}}
             )
         elif kind == "text":
-            column |= {"filter": "agTextColumnFilter", "width": 180}
+            column |= {
+                "filter": "agTextColumnFilter",
+                "width": 240 if name == "label" else 180,
+                "tooltipField": name,
+            }
         else:
             column |= {"flex": 1, "minWidth": 190}
         if name in order:

@@ -6,7 +6,7 @@ from dash import html
 from dash.development.base_component import Component
 
 from ...core.formatting import escape_invisible, format_token
-from ..circuit_view import circuit_view, write_groups
+from ..circuit_view import circuit_view
 from ..components import notes_of, panel, signed, table
 from ..graph_file import GraphFile
 from ..urls import Params
@@ -17,7 +17,6 @@ STRONGEST = 20
 
 def graph_page(graph: GraphFile, params: Params) -> Component:
     """Returns the page. The supernodes of the file are shown unless the URL names others."""
-    shown = {"groups": write_groups(graph.groups), **params}
     tokens = [html.Span([format_token(token), html.Sub(i)]) for i, token in enumerate(graph.circuit.tokens)]
     rows = [
         [edge["source"], edge["target"], signed(edge["effect"])] for edge in graph.circuit.edges[:STRONGEST]
@@ -32,7 +31,7 @@ def graph_page(graph: GraphFile, params: Params) -> Component:
                     escape_invisible(f"{about}; transcoders or model: {graph.scan}" if graph.scan else about)
                 ),
                 *notes_of([*graph.notes, *_pinned(graph.pinned)]),
-                circuit_view(graph.circuit, {"trace": graph.name}, shown),
+                circuit_view(graph.circuit, {"trace": graph.name}, params, graph.groups),
             ),
             panel("Strongest edges", table(["source", "target", "weight"], rows, (0, 1))),
         ]

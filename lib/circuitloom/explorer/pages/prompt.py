@@ -133,12 +133,14 @@ def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Compone
     own = [row for row in found.active if row["position"] == at]
     places = [(row["layer"], row["feature"]) for row in own]
     fires, raises = client.words(found.run, places), client.promoted(found.run, places)
+    labels = client.labels(found.run, places)
     rows = [
         {
             "feature": f"{row['layer']}/{row['feature']}",
             "href": feature_link(found.run, row["layer"], row["feature"]),
             "name": f"{row['layer']}/{row['feature']}@{at}",
             "activation": row["activation"],
+            "label": labels[place].scored if place in labels else None,
             "fires_on": ", ".join(map(format_token, fires.get(place, ()))),
             "raises": ", ".join(map(format_token, raises.get(place, ()))),
         }
@@ -148,6 +150,7 @@ def token_view(client: CatalogClient, found: PromptFeatures, at: int) -> Compone
         {"field": "feature", "headerName": "feature", "cellRenderer": "FeatureLink", "width": 110},
         {"field": "activation", "headerName": "activation", "width": 120, "type": "rightAligned",
          "valueFormatter": {"function": "short(params.value)"}},
+        *([{"field": "label", "headerName": "label", "flex": 2, "tooltipField": "label"}] if labels else []),
         {"field": "fires_on", "headerName": "fires on", "flex": 1},
         {"field": "raises", "headerName": "raises", "flex": 1},
     ]  # fmt: skip
@@ -223,7 +226,7 @@ def traced_view(traced: TracedPrompt, names: dict[str, Any]) -> Component:
                     panel(
                         "Effects, predicted and measured",
                         plots.effects(traced.circuit.edges),
-                        effects_table(traced.circuit.edges),
+                        effects_table(traced.circuit),
                     ),
                     panel("Strongest paths", table(["path", "contribution"], paths, (0,))),
                 ],

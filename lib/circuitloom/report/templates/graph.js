@@ -37,13 +37,13 @@
         this.prune();
         this.fire("graph-prune", { share: this.slider.value / 100 });
       });
+      this.prune();
       // the target is at the right end of most graphs
       const canvas = figure.querySelector(".canvas");
       const root = figure.querySelector(".root");
       // a root in view needs no scrolling, which would hide the names of the layers
       const x = root ? Number(root.dataset.x) : 0;
       if (x > canvas.clientWidth * 0.9) canvas.scrollLeft = x - canvas.clientWidth * 0.7;
-      this.prune();
     }
 
     fire(name, detail) {
@@ -81,9 +81,53 @@
         edge.classList.toggle("pruned", !kept);
         edges += kept ? 1 : 0;
       }
+      if (this.figure.dataset.unit) this.arrange(Number(this.figure.dataset.unit));
       this.figure.querySelector(".count").textContent =
         `${nodes} of ${this.nodes.length} nodes, ${edges} of ${this.edges.length} edges`;
       if (this.selected && this.selected.classList.contains("pruned")) this.select(null);
+    }
+
+    /** Move the visible nodes of each column together: labels need more space than a pruned graph can leave empty. */
+    arrange(unit) {
+      const left = 84; // LEFT_MARGIN of report/graph.py
+      const columns = new Map();
+      for (const node of this.nodes) {
+        if (node.classList.contains("pruned")) continue;
+        const rows = columns.get(Number(node.dataset.p)) || new Map();
+        rows.set(node.dataset.row, [...(rows.get(node.dataset.row) || []), node]);
+        columns.set(Number(node.dataset.p), rows);
+      }
+      const svg = this.figure.querySelector("svg");
+      const center = new Map();
+      let end = 0;
+      for (const [column, rows] of [...columns].sort(([a], [b]) => a - b)) {
+        const width = Math.max(1, ...[...rows.values()].map((row) => row.length / 2));
+        const middle = end + width / 2;
+        end += width;
+        center.set(String(column), left + unit * middle);
+        for (const row of rows.values()) {
+          row.forEach((node, i) => {
+            node.dataset.x = (left + unit * (middle + (i + 0.5 - row.length / 2) / 2)).toFixed(1);
+            node.setAttribute("transform", `translate(${node.dataset.x} ${node.dataset.y})`);
+          });
+        }
+      }
+      for (const token of svg.querySelectorAll("text.token")) {
+        token.classList.toggle("pruned", !center.has(token.dataset.p));
+        if (center.has(token.dataset.p)) token.setAttribute("x", center.get(token.dataset.p).toFixed(1));
+      }
+      for (const edge of this.edges) {
+        const [[x0, y0], [x1, y1]] = [edge.dataset.s, edge.dataset.t].map((name) => {
+          const { x, y } = this.byNumber.get(name).dataset;
+          return [Number(x), Number(y)];
+        });
+        const bend = (y0 - y1) * 0.45;
+        edge.setAttribute("d", `M${x0} ${y0}C${x0} ${y0 - bend} ${x1} ${y1 + bend} ${x1} ${y1}`);
+      }
+      const [, , , height] = svg.getAttribute("viewBox").split(" ");
+      const width = left + unit * (end + 0.2);
+      svg.setAttribute("width", width);
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     }
 
     activate(node, event) {
@@ -196,6 +240,10 @@
   const formatNumber = (value) => value === null || value === undefined ? "–"
     : Number(Number(value).toPrecision(4)).toString();
 
+  // like node_text of report/graph.py
+  const nodeText = (row) => escapeInvisible(row.label) + (row.feature_label === null ? ""
+    : ` ${escapeInvisible(row.feature_label)}` + (row.label_f1 === null ? "" : ` (F1 ${Number(row.label_f1).toPrecision(2)})`));
+
   const answers = new Map();
   for (const script of document.querySelectorAll("script.rows")) answers.set(script.dataset.answer, script);
 
@@ -229,7 +277,7 @@
         this.graph.select(null);
         this.graph.byNumber.get(String(number)).focus();
       });
-      this.panel.replaceChildren(element("h5", escapeInvisible(row.label)), this.facts(row), close,
+      this.panel.replaceChildren(element("h5", nodeText(row)), this.facts(row), close,
         this.strongestEdges(row, "source_node", "target_node", "strongest outgoing edges"),
         this.strongestEdges(row, "target_node", "source_node", "strongest incoming edges"));
       if (row.kind === "feature") this.panel.append(this.logitEffects(row), this.examples(row));
@@ -252,14 +300,14 @@
         part.append(element("p", "none drawn"));
         return part;
       }
-      const labels = new Map(rowsOf(this.nodes).map((each) => [each.node, each.label]));
+      const texts = new Map(rowsOf(this.nodes).map((each) => [each.node, nodeText(each)]));
       const table = element("table");
       const head = table.createTHead().insertRow();
       for (const name of ["node", "predicted", "frozen", "free"]) head.append(element("th", name));
       const body = table.createTBody();
       for (const edge of own) {
         const line = body.insertRow();
-        line.append(element("td", escapeInvisible(labels.get(edge[other]))));
+        line.append(element("td", texts.get(edge[other])));
         for (const value of [edge.effect, edge.effect_frozen, edge.effect_free]) {
           line.append(element("td", formatNumber(value), "number"));
         }
