@@ -38,7 +38,6 @@ def test_planted_descriptions_are_found_and_put_into_words(text) -> None:
         "anything after `red`": (TokenAt(1, units(text, "red")),),
         "anything two tokens after `red`": (TokenAt(2, units(text, "red")),),
         "anything four tokens after `red`": (TokenAt(4, units(text, "red")),),
-        "anything before `dog`": (TokenAt(-1, units(text, "dog")),),
         "`cat` after `red`": (TokenAt(0, units(text, "cat")), TokenAt(1, units(text, "red"))),
         "words in -ing after numbers": (TokenAt(0, name="words in -ing"), TokenAt(1, name="numbers")),
         "anything in brackets": (Flag(BRACKETS),),
@@ -107,6 +106,17 @@ def test_promoted_tokens_are_said(text) -> None:
         Learner(text, SearchSettings(cost=0.01)).learn(fires, promoted=units(text, "dog", "cat")).description
     )
     assert (found.text(text), found.kind) == ("says `dog`", "output")
+
+
+def test_a_next_token_that_is_not_promoted_describes_nothing(text) -> None:
+    description = Description((TokenAt(-1, units(text, "dog")),))
+    fires = description.where(text.learning, text)
+    for promoted in ((), units(text, "cat", "red")):
+        found = Learner(text, SearchSettings(cost=0.01)).learn(fires, promoted=promoted)
+        assert not any(
+            isinstance(each, TokenAt) and each.place == -1 for each in found.description.conditions
+        )
+        assert found.f(len(fires)) < 0.3
 
 
 def test_an_upstream_description_is_inherited_and_says_so(text) -> None:

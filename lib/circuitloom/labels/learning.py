@@ -1,7 +1,8 @@
 """Learns the best description of where a feature fires, by a beam search over conjunctions of conditions.
 
 1. Every condition is scored by the F1 with which it tells where the feature fires: for each place the best sets of
-   tokens and all classes, the flags of positions, and the starts of documents.
+   tokens and all classes, the flags of positions, and the starts of documents. Of next tokens, which the model does not
+   see, only those that the feature promotes count: "says `by`".
 2. The best of them, and those with the best F2, which weights recall more, are refined: among the positions where they
    hold, conditions are scored again. This is done twice.
 3. Of all that was found, the description with the highest F1 less a cost per word is chosen. Its F1 is computed with
@@ -27,6 +28,8 @@ MAX_WORDS = 8
 """Largest number of words of a label, with a token as a word."""
 MAX_TOKENS = 5
 """Largest number of tokens in a set."""
+NEXT = PLACES.index(-1)
+"""Row of the next token."""
 KEPT = 2**26
 """Number of positions of conditions that are kept in memory."""
 PLACE_WORDS = np.array([TokenAt(place).words for place in (*PLACES, NEAR_PLACE)])
@@ -274,6 +277,8 @@ def _token_options(
     """Returns the best set of tokens at each place by F1 less the cost of words, and the best by F2."""
     unit = np.flatnonzero(counts.units[:-1].any(0))
     h, n = counts.units[:-1].take(unit, 1), inside.units[:-1].take(unit, 1)
+    # the model does not see the next token, but may predict it
+    h[NEXT] *= [each in promoted for each in unit.tolist()]
     best = _f(h, n, fires).max(1, keepdims=True)
     # other tokens are in no best set
     useful = np.flatnonzero((2 * h > best * n).any(0))
@@ -288,7 +293,7 @@ def _token_options(
     def condition(i: int) -> Condition:
         row, place = i // 2, PLACES[i // 2]
         units = tuple(unit[order[row, : last.flat[i] + 1]].tolist())
-        return TokenAt(place, units, said=place == -1 and promoted.issuperset(units))
+        return TokenAt(place, units, said=place == -1)
 
     chosen = rows[:, None], last
     sets = _Options(
@@ -319,8 +324,10 @@ def _class_options(counts: _Counts, inside: _Counts, fires: int, cost: float, te
         1,
     )
     chosen = np.arange(len(PLACES))[:, None], best
+    hits = counts.classes[chosen]
+    hits[NEXT] = 0
     return _Options(
-        counts.classes[chosen].ravel(),
+        hits.ravel(),
         inside.classes[chosen].ravel(),
         (words[best] + PLACE_WORDS[:-1, None]).ravel(),
         lambda i: TokenAt(PLACES[i // 2], name=text.class_names[best.flat[i]]),
