@@ -13,6 +13,8 @@ CONCEPTS = {"match_concepts"} | REPORT
 FEATURES = {"tabulate_topk", "tabulate_neurons"} | REPORT
 TRAINING = {"train_topk"}
 CIRCUITS = {"trace_tc_topk8_128", "view_weights", "ablate_components_plural"}
+LABELS = {"describe_features", "draw_circuits"}
+"""Labels read feature tables and analysed weights, and pictures of circuits show labels."""
 CASES = {"study_feature", "study_greater_than", "study_difference", "study_planted"}
 STAGES = (
     "corpus",
@@ -42,7 +44,8 @@ def test_a_stage_is_a_target(finished, stage: str) -> None:
 def test_a_training_key_reruns_training_and_what_depends_on_it(finished) -> None:
     stale = finished.stale("--config", "training={learning_rate: 5e-3}")
     assert stale >= CIRCUITS | CASES
-    assert TRAINING <= stale <= TRAINING | EVALUATION | CONCEPTS | CIRCUITS | CASES | {"tabulate_topk"}
+    possible = TRAINING | EVALUATION | CONCEPTS | CIRCUITS | CASES | LABELS | {"tabulate_topk"}
+    assert TRAINING <= stale <= possible
 
 
 def test_an_evaluation_key_does_not_rerun_training(finished) -> None:
@@ -53,7 +56,7 @@ def test_an_evaluation_key_does_not_rerun_training(finished) -> None:
 
 def test_the_dtype_of_circuits_reruns_circuits_and_cases_alone(finished) -> None:
     stale = finished.stale("--config", "circuits={dtype: float64}")
-    assert CIRCUITS | CASES <= stale <= CIRCUITS | CASES | REPORT
+    assert CIRCUITS | CASES <= stale <= CIRCUITS | CASES | LABELS | REPORT
 
 
 def test_outliers_train_and_score_again_but_cache_nothing(finished) -> None:
@@ -95,9 +98,11 @@ def test_an_added_run_makes_only_its_own_feature_tables(finished) -> None:
     assert kept == {"tc-topk8-128", "sae-topk8-128", "neurons"}
 
 
-def test_a_features_key_reruns_only_the_feature_tables(finished) -> None:
-    assert finished.stale("--config", "features={examples: 3}") == FEATURES
-    assert finished.stale("--config", "features={neurons: 8}") == {"tabulate_neurons"} | REPORT
+def test_a_features_key_reruns_only_the_feature_tables_and_their_labels(finished) -> None:
+    assert finished.stale("--config", "features={examples: 3}") == FEATURES | LABELS
+    # circuits have no neurons
+    stale = finished.stale("--config", "features={neurons: 8}")
+    assert stale == {"tabulate_neurons", "describe_features"} | REPORT
 
 
 def test_a_tracing_key_reruns_only_the_traces(finished) -> None:
