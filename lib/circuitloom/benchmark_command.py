@@ -106,7 +106,7 @@ def _read_study(
     from .evaluation.concepts import concept_annotations
     from .evaluation.dictionary_benchmark import DOCUMENT, PLANTED, TEXT, BenchmarkInputs, planted_labels
     from .evaluation.held_out import load_held_out
-    from .evaluation.token_labels import text_labels
+    from .evaluation.probing_tasks import text_tasks
     from .exchange.stored_run import StoredRun
     from .language_model.model import load_model
 
@@ -115,7 +115,7 @@ def _read_study(
     annotations = concept_annotations(read_table(layout.corpus_table("concept")), held_out)
     labels = {
         PLANTED: planted_labels(annotations),
-        TEXT: text_labels(held_out, tokenizer.strings(), tokenizer.separate_words),
+        TEXT: text_tasks(held_out, tokenizer.strings(), tokenizer.separate_words),
     }
     if arguments.labels is not None:
         labels[DOCUMENT] = _document_labels(layout, held_out, arguments)
@@ -143,19 +143,19 @@ def _document_labels(
     import pyarrow.compute as pc
 
     from .core.tables import read_table
-    from .evaluation.token_labels import document_labels, read_document_labels
+    from .evaluation.probing_tasks import document_tasks, read_document_values
 
     rows = read_table(
         layout.corpus_table("document"), pc.field("split") == "validation", ["document", "text"]
     )
     scored = set(held_out.document[held_out.scored].tolist())
     texts = {row["document"]: row["text"] for row in rows.to_pylist() if row["document"] in scored}
-    found = read_document_labels(arguments.labels, arguments.text_column, arguments.label_column, texts)
+    found = read_document_values(arguments.labels, arguments.text_column, arguments.label_column, texts)
     if missing := len(texts) - len(found):
         announce(
             "benchmark", f"{missing} of {len(texts)} documents have no label in {', '.join(arguments.labels)}"
         )
-    return document_labels(held_out, found)
+    return document_tasks(held_out, found)
 
 
 def _update_catalog(layout: Layout) -> None:

@@ -12,7 +12,7 @@ from tests.activations.inputs import make_tokens
 from tests.models import CONTEXT, VOCABULARY
 
 from circuitloom.config.features import Features
-from circuitloom.core.tables import FEATURE_CONCEPT, LABEL, LOGIT, METRIC, TABLES, TOKEN, write_table
+from circuitloom.core.tables import FEATURE_CONCEPT, LABEL, LOGIT, METRIC, NODE, TABLES, TOKEN, write_table
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.features.basis import FeatureBasis
@@ -119,7 +119,10 @@ def make_study(folder: Path) -> Study:
     schemas = {table.name: table for table in TABLES}
     for name, place in ELSEWHERE.items():
         row = {column: _any_value(kind) for column, (kind, _) in schemas[name].columns.items()}
+        if name == "trace":
+            row["run"] = RUN
         write_table(schemas[name], [row], folder / place / f"{name}.parquet")
+    _write_agreeing_nodes(folder / "circuits" / "agreeing")
     return Study(folder, text, held_out.document.flatten().numpy(), scored, z)
 
 
@@ -180,6 +183,23 @@ def write_labels(folder: Path, run: str, layer: int, features: list[int]) -> Non
         )
     ]  # fmt: skip
     write_table(LABEL, rows, folder / "labels" / "rules" / run / f"layer{layer}" / "label.parquet")
+
+
+def _write_agreeing_nodes(folder: Path) -> None:
+    """Write two nodes of the trace, whose features have one label."""
+    common = {
+        "trace": FILLED["trace"],
+        "kind": "feature",
+        "in_graph": True,
+        "is_root": False,
+        "run": RUN,
+        "layer": LAYER,
+    }
+    rows = [
+        common | {"node": 10 + feature, "feature": feature, "position": 5, "influence": 0.25}
+        for feature in (0, 2)
+    ]
+    write_table(NODE, rows, folder / "node.parquet")
 
 
 def _not_called(x):

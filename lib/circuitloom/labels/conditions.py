@@ -59,13 +59,11 @@ class TokenAt:
         """Returns whether the condition holds at positions of a half."""
         if self.name:
             member = text.classes[self.name]
-        elif len(self.units) == 1 and self.place != NEAR_PLACE:
-            return half.unit(self.place)[at] == self.units[0]
         else:
             member = np.zeros(len(text.names) + 1, bool)
             member[list(self.units)] = True
         if self.place == NEAR_PLACE:
-            return member[half.near[at]].any(1)
+            return np.asarray(member[half.near[at]].any(1))
         return member[half.unit(self.place)[at]]
 
     def shown(self, text: LabelText) -> str:
@@ -126,13 +124,13 @@ class Description:
 
     def where(self, half: Half, text: LabelText) -> Int[np.ndarray, " some"]:
         """Returns the positions of a half where the description holds, in text order."""
-        match self.conditions:
-            case ():
-                return np.arange(len(half))
-            case (TokenAt(place=place, units=(_, *_) as units), *others) if place != NEAR_PLACE:
-                found = half.positions_of(place, units)
-            case (first, *others):
-                found = np.flatnonzero(first.holds(half, text))
+        if not self.conditions:
+            return np.arange(len(half))
+        first, *others = self.conditions
+        if isinstance(first, TokenAt) and first.units and first.place != NEAR_PLACE:
+            found = half.positions_of(first.place, first.units)
+        else:
+            found = np.flatnonzero(first.holds(half, text))
         for condition in others:
             found = found[condition.holds(half, text, found)]
         return found

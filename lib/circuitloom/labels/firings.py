@@ -81,7 +81,7 @@ class Neighbours:
         directions = None
         if self.units > 2 * PROJECTED:
             random = np.random.default_rng(0)
-            directions = random.choice(np.float32([-1, 1]), (self.units, PROJECTED))
+            directions = random.choice(np.array([-1, 1], np.float32), (self.units, PROJECTED))
         profile = np.zeros((width, self.units if directions is None else PROJECTED), np.float32)
         for feature in range(width):
             unit, n = np.unique(here[self.firings.of(feature)], return_counts=True)

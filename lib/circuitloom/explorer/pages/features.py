@@ -165,8 +165,8 @@ def features_page(client: CatalogClient, params: Params) -> Component:
     if run not in runs:
         raise ValueError(f"{run} has no features here; choose from {', '.join(runs)}")
     layers = [row["layer"] for row in answer.rows if row["run"] == run]
-    layer = integer(params, "layer")
-    layer = layers[0] if layer not in layers else layer
+    chosen = integer(params, "layer")
+    layer: int = layers[0] if chosen is None or chosen not in layers else chosen
     search, by = params.get("search", ""), params.get("by", "fires on")
     labelled = client.ask("has_labels", run=run, layer=layer).first["labelled"]
     controls = html.Div(

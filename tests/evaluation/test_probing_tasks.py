@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitloom.evaluation.held_out import HeldOut
-from circuitloom.evaluation.token_labels import document_labels, read_document_labels, text_labels
+from circuitloom.evaluation.probing_tasks import document_tasks, read_document_values, text_tasks
 
 
 def labelled(
@@ -20,7 +20,7 @@ def labelled(
     scored = torch.tensor([[text != "|" for text in own] for own in sequences])
     held_out = HeldOut(token, torch.tensor(document), scored, ~scored)
     texts = [text for own in sequences for text in own if text != "|"]
-    labels = text_labels(held_out, strings, separate)
+    labels = text_tasks(held_out, strings, separate)
     return {
         name: [text for text, has in zip(texts, label.tolist(), strict=True) if has]
         for name, label in labels.items()
@@ -79,17 +79,17 @@ def test_labels_of_documents_are_found_by_their_text(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     documents = {0: "two", 1: "three", 2: "five", 3: "four"}
-    assert read_document_labels([str(file)], "text", "kind", documents) == {0: "news", 3: "law"}
+    assert read_document_values([str(file)], "text", "kind", documents) == {0: "news", 3: "law"}
     with pytest.raises(ValueError, match=r"no held-out document is in .*rows\.jsonl\.gz"):
-        read_document_labels([str(file)], "text", "kind", {0: "six"})
+        read_document_values([str(file)], "text", "kind", {0: "six"})
     with pytest.raises(ValueError, match="has no column topic"):
-        read_document_labels([str(file)], "text", "topic", documents)
+        read_document_values([str(file)], "text", "topic", documents)
 
 
 def test_all_scored_tokens_of_a_document_have_its_label() -> None:
     document = torch.tensor([[0, 0, 1, 1], [1, 2, 2, 3]])
     scored = torch.tensor([[True, True, False, True], [True] * 4])
-    labels = document_labels(HeldOut(document, document, scored, ~scored), {0: "news", 1: "law", 3: "news"})
+    labels = document_tasks(HeldOut(document, document, scored, ~scored), {0: "news", 1: "law", 3: "news"})
     assert {name: label.tolist() for name, label in labels.items()} == {
         "news": [True, True, False, False, False, False, True],
         "law": [False, False, True, True, False, False, False],

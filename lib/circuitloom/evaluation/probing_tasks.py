@@ -68,7 +68,7 @@ _SUFFIXES = {
 """A pattern of the word's end, which follows at least two letters, and words that have this end by chance."""
 
 
-def text_labels(
+def text_tasks(
     held_out: HeldOut, strings: Sequence[str], separate_words: bool
 ) -> dict[str, Bool[Tensor, " token"]]:
     """Returns the labels of the scored tokens by name. `strings` are the tokenizer's `strings`.
@@ -154,7 +154,7 @@ def _having(word: Tensor, numbers: Mapping[str, int], rule: Callable[[str], bool
     return fits[word]
 
 
-def document_labels(held_out: HeldOut, label_of: Mapping[int, str]) -> dict[str, Bool[Tensor, " token"]]:
+def document_tasks(held_out: HeldOut, label_of: Mapping[int, str]) -> dict[str, Bool[Tensor, " token"]]:
     """Returns the labels of the scored tokens by value. `label_of` maps documents to their values."""
     document = held_out.document[held_out.scored]
     return {
@@ -165,7 +165,7 @@ def document_labels(held_out: HeldOut, label_of: Mapping[int, str]) -> dict[str,
     }
 
 
-def read_document_labels(
+def read_document_values(
     files: Sequence[str], text: str, column: str, documents: Mapping[int, str]
 ) -> dict[int, str]:
     """Returns the value of `column` of each document whose text is the column `text` of a row of `files`.
