@@ -40,7 +40,8 @@ test: environment
 test-fast: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m fast
 
-# Tests that kill processes at random moments, fill disks or train in several processes.
+# Tests that kill processes at random moments, fill disks, train in several processes or take more than ten seconds, and
+# the rarer architectures of tests that run on each kind of block.
 test-slow: environment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m slow
 

@@ -59,6 +59,12 @@ OTHER_ARCHITECTURES = re.compile(r"gpt2|neox|gemma|granite|olmo2", re.IGNORECASE
 """In the name of a case of a test, an architecture that fast tests leave out. They run on `llama` alone."""
 
 
+RARE = re.compile(r"granite|olmo2", re.IGNORECASE)
+"""In the name of a case of a test, an architecture on which `make test-slow` alone runs the tests of `VARIED`."""
+VARIED = {"ablation", "attribution", "weights"}
+"""Folders whose tests run on each kind of block. Those of `RARE` differ from the others by a norm or a factor."""
+
+
 LONGEST = ("workflow", "explorer")
 """Folders whose tests start first: a long file at the end would leave the other process without work."""
 
@@ -95,6 +101,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if is_fast(item, fixtures):
             item.add_marker(pytest.mark.fast)
+        if item.path.parent.name in VARIED and RARE.search(item.name.partition("[")[2]):
+            item.add_marker(pytest.mark.slow)
         if "browser" in fixtures or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))
         if not item.get_closest_marker("xdist_group"):

@@ -25,7 +25,7 @@ from circuitloom.language_model.model import load_model
 from circuitloom.language_model.quality import cross_entropy
 from circuitloom.weights.weight_tables import write_weight_tables
 
-DTYPES = ("bfloat16", "float16")
+DTYPES = ("bfloat16", pytest.param("float16", marks=pytest.mark.slow))
 TEXT = "w9 w20 w31 w9"
 STRINGS = [f"w{number}" for number in range(VOCABULARY)]
 TABLES = ("activation", "code", "example", "feature", "histogram")
@@ -94,7 +94,7 @@ def test_a_model_of_any_dtype_passes_every_stage(dtype, model_folder, tmp_path) 
         assert read_table(files["feature"])["n_tokens"].to_numpy().sum() > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_circuits_have_their_own_dtype(dtype, model_folder, tmp_path) -> None:
     folders = train(load_model(model_folder, "bfloat16", device="cpu"), tmp_path)
     context = open_context(str(model_folder), str(model_folder), map(str, folders), ["tc"], CONTEXT, dtype)

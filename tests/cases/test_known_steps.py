@@ -131,6 +131,7 @@ def test_the_best_threshold_lies_between_different_values():
     assert best_f1(z, truth).tolist() == pytest.approx([1.0, 2 * 2 / (3 + 2), 0.0])
 
 
+@pytest.mark.slow
 def test_the_case_study_trains_and_reports_each_group():
     case = KnownStepsCase(
         kind="known_steps", seeds=1, groups={"plt": 0, "clt": "all"}, training={"tokens": 2000}, resamples=50

@@ -81,6 +81,7 @@ def planted(results):
     return W_enc, b_enc, torch.relu(x @ W_enc.T + b_enc)
 
 
+@pytest.mark.slow
 def test_the_documented_example_finds_the_planted_features_and_their_sources(results, planted):
     W_enc, b_enc, values = planted
     first, second = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)

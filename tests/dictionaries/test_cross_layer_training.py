@@ -306,6 +306,7 @@ def test_a_diverging_training_names_the_layer() -> None:
         trainer.train_on(0, batch)
 
 
+@pytest.mark.slow
 def test_a_feature_that_writes_to_two_layers_is_recovered() -> None:
     """Four causes are read at layer 0 and written to the outputs of layers 0 and 1; layer 1 reads nothing of use."""
     generator = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ def assert_sorted(found, vectors, rows, n) -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 640, 2**20])
-@pytest.mark.parametrize(("tokens", "n"), [(1, 3), (31, 10), (32, 10), (333, 10), (1000, 40), (4099, 1)])
+@pytest.mark.parametrize(("tokens", "n"), [(1, 3), (31, 10), (32, 10), (333, 10), (1000, 40), (1031, 1)])
 def test_they_equal_a_full_sort_in_any_blocks(tokens, n, elements, monkeypatch):
     monkeypatch.setattr(module, "CACHE_ELEMENTS", elements)
     monkeypatch.setattr(module, "VECTORS", 7)

@@ -121,6 +121,7 @@ def test_the_report_says_how_many_edges_are_not_drawn(tmp_path, monkeypatch) -> 
     from circuitloom.report import sections
 
     monkeypatch.setattr(sections, "EDGES", 3)
+    monkeypatch.setattr(sections, "inline_svg", lambda figure, name, label: "<svg></svg>")
     report = write(tmp_path)
     assert len(report.page.rows["graph_edges:war"]) == 3
     assert "The 4 edges with the smallest shares are not drawn." in report.page.text

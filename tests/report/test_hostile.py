@@ -7,6 +7,7 @@ from tests.report.browser import open_report
 from tests.report.conftest import write
 
 from circuitloom.core.formatting import escape_invisible, format_token
+from circuitloom.report import sections
 from circuitloom.report.templates import policy, script_json
 
 TOKENS = {
@@ -29,8 +30,10 @@ TOKENS = {
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A report with a trace and a case study per token."""
-    return write(tmp_path_factory.mktemp("hostile"), tokens=list(TOKENS.values()))
+    """A report with a trace and a case study per token. Pictures, which take most of the time, are left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "inline_svg", lambda figure, name, label: "<svg></svg>")
+        return write(tmp_path_factory.mktemp("hostile"), tokens=list(TOKENS.values()))
 
 
 @pytest.fixture(scope="module")
