@@ -23,6 +23,7 @@ FOLDERS = {
     "evaluation": ["evaluation"],
     "features": ["features"],
     "circuits": ["circuits"],
+    "labels": ["labels"],
     "cases": ["cases"],
 }
 """Stage to the folders of its outputs."""
@@ -34,6 +35,7 @@ JOBS = {
     "evaluation": ("ablate_sites", "evaluate_", "match_concepts", "gather_evaluation", "draw_pareto"),
     "features": ("tabulate_",),
     "circuits": ("trace_", "view_weights", "ablate_plural"),
+    "labels": ("describe_features", "draw_circuits"),
     "cases": ("study_",),
     "catalog": ("build_catalog",),
     "report": ("write_report",),

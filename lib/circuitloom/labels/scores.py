@@ -16,7 +16,7 @@ QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
-class Score:
+class LabelScore:
     """A score and its 95 % interval. NaN if it is 0 / 0; the ends are NaN if it rests on fewer than two documents."""
 
     value: float
@@ -28,23 +28,23 @@ class Score:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-UNKNOWN_SCORE = Score(float("nan"), float("nan"), float("nan"))
+UNKNOWN_SCORE = LabelScore(float("nan"), float("nan"), float("nan"))
 
 
-def interval(value: float, influence: Float[np.ndarray, " document"]) -> Score:
+def interval(value: float, influence: Float[np.ndarray, " document"]) -> LabelScore:
     """Returns a score with its interval, within 0 and 1, from the influence of each document on it."""
     n = int(np.count_nonzero(~np.isnan(influence)))
     if np.isnan(value) or n < 2:
-        return Score(value, float("nan"), float("nan"))
+        return LabelScore(value, float("nan"), float("nan"))
     margin = QUANTILE * float(np.sqrt(n / (n - 1) * np.nansum(influence**2)))
-    return Score(value, max(0.0, value - margin), min(1.0, value + margin))
+    return LabelScore(value, max(0.0, value - margin), min(1.0, value + margin))
 
 
 def f1(
     hits: Float[np.ndarray, " document"],
     predicted: Float[np.ndarray, " document"],
     fires: Float[np.ndarray, " document"],
-) -> Score:
+) -> LabelScore:
     """Returns F1, given the number of tokens of each document where the feature fires as predicted, where it is
     predicted to fire, and where it fires."""
     part, whole = 2 * hits, predicted + fires
@@ -60,7 +60,7 @@ def balanced_accuracy(
     fires: Float[np.ndarray, " document"],
     false: Float[np.ndarray, " document"],
     negatives: Float[np.ndarray, " document"],
-) -> Score:
+) -> LabelScore:
     """Returns the mean of recall and of the share of negatives that are not predicted.
 
     `false` is the number of predicted negatives per document. Negatives are tokens without the feature.

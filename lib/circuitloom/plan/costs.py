@@ -77,7 +77,7 @@ def works_of(study: Study) -> list[Work]:
         evaluation(study, held_out),
         features(study, held_out),
         circuits(study),
-        *([labels(study, held_out)] if labelled_runs(study) else []),
+        *([labels(study, held_out)] if labelled_runs(study) or study.circuits.prompts else []),
         cases(study, held_out),
         # a stage that makes nothing has no line
         *([exchange(study)] if study.exported_runs else []),

@@ -60,6 +60,8 @@ LABEL_BYTES = 250
 """Bytes on disk per labelled feature."""
 LABEL_SECONDS, LABEL_FIRING_SECONDS = 8e-3, 1e-7
 """Seconds of labelling per feature and per activation, of one core."""
+DRAWING_SECONDS = 1.0
+"""Seconds of drawing a circuit."""
 HEAD_BLOCKS = 4
 """Number of blocks of logits in memory: of two models, their difference, and probabilities."""
 ENCODED_BYTES = 12
@@ -362,7 +364,10 @@ def cases(study: Study, held_out: float) -> Work:
 
 
 def labels(study: Study, held_out: float) -> Work:
-    """Returns the work of labelling features. Each run has a job, which takes the layers one after the other."""
+    """Returns the work of labelling features and of drawing circuits with labels.
+
+    Each run has a job, which takes the layers one after the other. One job draws all circuits.
+    """
     shape, layers = study.shape, len(study.layers)
     tokens = min(study.features.tokens or held_out, held_out)
     widths, fires = [], []
@@ -378,9 +383,11 @@ def labels(study: Study, held_out: float) -> Work:
         disk=features * LABEL_BYTES,
         memory=memory,
         jobs=max(1, len(widths)),
-        starts=len(widths),
+        starts=len(widths) + bool(study.circuits.prompts),
         host_memory=memory,
-        fixed_seconds=features * LABEL_SECONDS + fired * LABEL_FIRING_SECONDS,
+        fixed_seconds=features * LABEL_SECONDS
+        + fired * LABEL_FIRING_SECONDS
+        + DRAWING_SECONDS * len(study.circuits.prompts),
         read=fired * ACTIVATION_BYTES,
         files=layers * len(widths),
     )
