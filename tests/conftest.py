@@ -59,10 +59,12 @@ OTHER_ARCHITECTURES = re.compile(r"gpt2|neox|gemma|granite|olmo2", re.IGNORECASE
 """In the name of a case of a test, an architecture that fast tests leave out. They run on `llama` alone."""
 
 
-RARE = re.compile(r"granite|olmo2", re.IGNORECASE)
-"""In the name of a case of a test, an architecture on which `make test-slow` alone runs the tests of `VARIED`."""
+COMMON = re.compile(r"gpt2|llama|gemma_?3", re.IGNORECASE)
+OTHERS = re.compile(r"gemma|granite|mistral|neo|olmo|phi|qwen", re.IGNORECASE)
+"""In the name of a case of a test, architectures on which `make test` runs the tests of `VARIED`, and those on which
+`make test-slow` alone does."""
 VARIED = {"ablation", "attribution", "weights"}
-"""Folders whose tests run on each kind of block. Those of `RARE` differ from the others by a norm or a factor."""
+"""Folders whose tests run on each kind of block."""
 
 
 LONGEST = ("workflow", "explorer")
@@ -101,7 +103,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if is_fast(item, fixtures):
             item.add_marker(pytest.mark.fast)
-        if item.path.parent.name in VARIED and RARE.search(item.name.partition("[")[2]):
+        case = item.name.partition("[")[2]
+        if item.path.parent.name in VARIED and OTHERS.search(case) and not COMMON.search(case):
             item.add_marker(pytest.mark.slow)
         if "browser" in fixtures or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))

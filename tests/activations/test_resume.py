@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.activations.inputs import content, make_cache, make_order
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"dtype": "int8", "batch": 8}
 
 

@@ -198,7 +198,7 @@ def test_an_equal_tens_digit_is_left_out_and_all_digits_count_otherwise():
     assert [mask[0].tolist() for mask in masks] == [[False, False, False, True], [True, True, False, False]]
 
 
-@pytest.mark.parametrize("digits", ["tens", "units"])
+@pytest.mark.parametrize("digits", ["tens", pytest.param("units", marks=pytest.mark.slow)])
 def test_every_measurement_and_table_of_a_case_works_with_single_digits(digits: str, tmp_path):
     model = load_tiny("llama", tmp_path)
     context = CaseContext(model, digit_tokenizer(), {"tc": make_dictionaries(model)}, 32)

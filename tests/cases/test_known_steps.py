@@ -85,6 +85,7 @@ def trace(boolean, made: CrossLayerTranscoder):
     return list(trace_steps(boolean, read_weights(boolean.model), "g", 0, made, features))
 
 
+@pytest.mark.slow
 def test_the_models_own_neurons_are_a_faithful_circuit(boolean):
     rows = trace(boolean, transcoder(neurons_as_features(boolean)))
     assert len(rows) == 2 * 15 * 2
@@ -97,6 +98,7 @@ def test_the_models_own_neurons_are_a_faithful_circuit(boolean):
         assert row.outcome.measured == pytest.approx(row.true_drop, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_circuit_that_skips_a_step_is_found_out():
     boolean = make_boolean_model(across=False)
     layers = neurons_as_features(boolean)

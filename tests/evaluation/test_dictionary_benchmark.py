@@ -33,6 +33,8 @@ from circuitloom.evaluation.held_out import load_held_out
 from circuitloom.language_model.hooks import Site, capture
 from circuitloom.language_model.model import load_model
 
+pytestmark = pytest.mark.slow
+
 D, WIDTH, K = 32, 24, 4
 TOKENS = 5_000
 OLD = 1_000_000_000

@@ -5,11 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from tests.workflow.project import Project
 
 from circuitloom.core.checksums import find_damage
 from circuitloom.core.tables import read_table
 from circuitloom.dictionaries.cross_layer import load_cross_layer_transcoder
+
+pytestmark = pytest.mark.slow
 
 RUN = "clt-batchtopk4-64-budgetall-tokens20480"
 SWEEP = {"clt": {"kind": "clt", "act": "batchtopk", "k": 4, "width": 64, "budget": "all", "tokens": 20_480}}
