@@ -21,7 +21,7 @@ from circuitloom.features.tabulation import tabulate
 from circuitloom.labels.label_source import LabelSource
 from circuitloom.labels.model_client import ChatClient
 from circuitloom.labels.model_labels import write_model_labels
-from circuitloom.labels.model_scores import SampledScore
+from circuitloom.labels.scores import LabelScore
 from circuitloom.language_model.hooks import Site
 from circuitloom.language_model.model import load_model
 
@@ -113,7 +113,7 @@ def truth(source: LabelSource, feature: int) -> tuple[int, int]:
 
 
 def test_a_right_label_has_perfect_scores(source: LabelSource, tmp_path: Path) -> None:
-    found = label(source, tmp_path, outputs={0: SampledScore(0.75, 0.5, 1.0)})
+    found = label(source, tmp_path, outputs={0: LabelScore(0.75, 0.5, 1.0)})
     assert [row["feature"] for row in found.rows] == [0, 4, 7, 11, 14, 18]
     for row in found.rows:
         n, _ = truth(source, row["feature"])

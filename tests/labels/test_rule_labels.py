@@ -20,7 +20,8 @@ from circuitloom.core.tables import (
     read_table,
     write_table,
 )
-from circuitloom.labels.rule_labels import UNDESCRIBED, layer_tables, read_planted, write_rule_labels
+from circuitloom.labels.learning import Learner
+from circuitloom.labels.rule_labels import NO_DESCRIPTION, layer_tables, read_planted, write_rule_labels
 from circuitloom.labels.text import read_text
 
 WORDS = ["red", "blue", "cat", "dog", "runs", "sits", "12", "7", "(", ")", ".", "big"]
@@ -42,7 +43,7 @@ RULES = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """TokenAt, strings, and the folder with the tables of two layers, both with the features of `RULES`."""
+    """Tokens, strings, and the folder with the tables of two layers, both with the features of `RULES`."""
     random = np.random.default_rng(0)
     documents = [" ".join(random.choice(WORDS, CONTEXT - 1)) for _ in range(200)]
     tokens, strings = make_tokens(documents, CONTEXT)
@@ -118,7 +119,7 @@ def test_planted_rules_are_labels_with_their_scores(tables) -> None:
 
 def test_a_feature_that_nothing_describes_says_so_with_its_score(tables) -> None:
     row = rule_rows(tables[0])[4]
-    assert (row["label"], row["kind"]) == (UNDESCRIBED, "none")
+    assert (row["label"], row["kind"]) == (NO_DESCRIPTION, "none")
     assert 0 <= row["f1"] < 0.2
 
 
@@ -155,20 +156,41 @@ def test_labels_do_not_depend_on_the_number_of_processes(study, tables, tmp_path
         assert one.equals(two)
 
 
-def test_a_description_of_an_upstream_feature_is_tried(study, tables, tmp_path) -> None:
+def test_a_description_of_an_upstream_feature_is_tried(study, tmp_path, monkeypatch) -> None:
+    tried = []
+    learn = Learner.learn
+
+    def record(self, fires, promoted, upstream):
+        tried.append(list(upstream))
+        return learn(self, fires, promoted, upstream)
+
+    monkeypatch.setattr(Learner, "learn", record)
     tokens, strings, folder = study
     text = read_text(tokens, len(tokens), strings)
     paths = {layer: tmp_path / f"{layer}.parquet" for layer in (0, 1)}
     layers = layer_tables(folder.glob("layer*/*.parquet"))
     row = {
-        "run": "tc", "layer": 1, "feature": 0, "via": "direct", "rank": 0, "source_layer": 0, "source_feature": 0,
-        "weight": 1.0,
+        "run": "tc", "layer": 1, "feature": 0, "rank": 0, "source_layer": 0, "source_feature": 2, "weight": 1.0
     }  # fmt: skip
-    connection = tmp_path / "layer1" / "connection.parquet"
-    write_table(CONNECTION, [row], connection)
-    layers |= layer_tables([*folder.glob("layer1/[!c]*.parquet"), connection])
+    connection, deembedding = (
+        tmp_path / "layer1" / f"{name}.parquet" for name in ("connection", "deembedding")
+    )
+    # the description of feature 2 has two tokens, and so no form through a head
+    through_head = {"via": "head 1.0", "source_feature": 0}
+    lowering = {"source_feature": 1, "weight": -1.0}
+    rows = [row | {"via": "direct"}, row | through_head, row | {"via": "direct"} | lowering]
+    write_table(CONNECTION, rows, connection)
+    key = {"run": "tc", "layer": 1, "feature": 0, "via": "direct", "token_id": 0, "effect": 1.0}
+    raising = [key | {"sign": 1, "rank": rank, "token": token} for rank, token in enumerate(("sits", "big"))]
+    write_table(DEEMBEDDING, [*raising, key | {"sign": -1, "rank": 0, "token": "red"}], deembedding)
+    layers |= layer_tables([*folder.glob("layer1/[!cd]*.parquet"), connection, deembedding])
     write_rule_labels("tc", layers, text, CONTEXT, None, Labels(), paths)
     found = rule_rows(read_table(paths[1]))[0]
-    # the same label in as many words is found without it too, and then the first is kept
+    labels = [[description.text(text) for description in each] for each in tried]
+    # six features of layer 0 have none, and of layer 1 the first has all
+    assert labels[:6] == [[]] * 6 and labels[7:] == [[]] * 5
+    assert labels[6] == ["`sits`", "`sits`, `big`", "`dog` after `blue`", "anything soon after `cat`"]
+    assert all(description.upstream for description in tried[6])
+    # the same label in as many words is found without them too, and then the first is kept
     assert found["label"] == "`cat`" and found["f1"] == 1.0
     assert not read_table(paths[1]).filter(pc.field("source") == "planted").num_rows

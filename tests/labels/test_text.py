@@ -37,8 +37,8 @@ def test_near_tokens_are_the_last_eight_before(text) -> None:
 
 
 def test_the_place_in_a_document_is_unknown_where_it_began_in_an_earlier_sequence(text) -> None:
-    assert text.learning.place.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1] + [UNKNOWN] * 7
-    assert text.scoring.place.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]
+    assert text.learning.document_position.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1] + [UNKNOWN] * 7
+    assert text.scoring.document_position.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_sequence_that_begins_with_a_bos_may_continue_a_document() -> None:
@@ -47,7 +47,7 @@ def test_a_sequence_that_begins_with_a_bos_may_continue_a_document() -> None:
     tokens.token[1, 0] = 0
     found = read_text(tokens, 2, strings)
     assert words_of(found, "scoring") == ["f", "g", "h", "i", "j"]
-    assert found.scoring.place.tolist() == [UNKNOWN] * 5
+    assert found.scoring.document_position.tolist() == [UNKNOWN] * 5
 
 
 def test_flags_of_positions(text) -> None:
@@ -81,7 +81,7 @@ def test_one_count_has_all_places_flags_and_starts(text) -> None:
             near = np.bincount(half.near[chosen].ravel(), minlength=len(text.names) + 1)[:-1]
             assert units[-1].tolist() == near.tolist()
             assert flags.tolist() == [int(half.flags[name][chosen].sum()) for name in FLAGS]
-            assert starts.tolist() == [int((half.place[chosen] < n).sum()) for n in STARTS]
+            assert starts.tolist() == [int((half.document_position[chosen] < n).sum()) for n in STARTS]
 
 
 def test_tokens_that_differ_in_the_space_before_them_are_one_unit() -> None:

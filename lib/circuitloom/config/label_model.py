@@ -5,10 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ..core.layout import FREQUENT, PLANTED, RULE
 from .base import ExpandedPath, Section
-
-RULE_SOURCES = ("rule", "frequent", "planted")
-"""Values of the column `source` of labels that no language model writes."""
 
 
 class LabelModel(Section):
@@ -67,7 +65,7 @@ class LabelModel(Section):
                     "an endpoint has several models; set name, such as the name under ENDPOINT/models"
                 )
             check_endpoint(self.endpoint)
-        if not self.source or self.source in RULE_SOURCES:
+        if not self.source or self.source in (RULE, FREQUENT, PLANTED):
             raise ValueError(
                 f"a model cannot be called {self.source!r} in the table of labels; set another name"
             )

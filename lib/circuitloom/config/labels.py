@@ -16,7 +16,7 @@ class Labels(Section):
     """Names of the runs whose features are labelled; `neurons` are MLP neurons. With null, all runs with feature tables
     are labelled, and with [] none."""
     cost: NonNegativeFloat = 0.01
-    """Cost of a word, in F1: a longer label must be better by as much."""
+    """Cost of a word: a longer label must have an F1 that is higher by this much per word."""
     described: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Smallest F1 of a label. A feature whose best label has a lower one is shown as described by nothing."""
     beam: PositiveInt = 2

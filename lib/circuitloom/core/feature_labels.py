@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from .formatting import escape_invisible, format_number
-from .layout import Layout
+from .layout import FREQUENT, PLANTED, Layout
 from .tables import read_table
 
-COMPARED = ("frequent", "planted")
+COMPARED = (FREQUENT, PLANTED)
 """Sources of labels that are scored for comparison only."""
 UNDESCRIBED = "none"
 """Kind of a label that says that nothing describes the feature."""

@@ -11,6 +11,8 @@ NEURONS, RESIDUAL = "neurons", "residual"
 """Names of the runs whose features are MLP neurons and residual directions."""
 RANDOM = "random"
 """Name of the run whose features are random directions, in the table `dictionary_benchmark`."""
+RULE, FREQUENT, PLANTED = "rule", "frequent", "planted"
+"""Sources of labels that no language model writes, in the table `label`. The last two are there to compare with."""
 CATALOG = "catalog.duckdb"
 LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")

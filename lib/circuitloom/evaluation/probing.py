@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from ..core.intervals import half_interval
 from .concepts import SparseActivations
 from .held_out import HeldOut
 
@@ -28,7 +29,6 @@ PER_CLASS = 10_000
 NEWTON_STEPS = 25
 DENSE_STEPS = 60
 """Most steps of L-BFGS for probes on all dimensions."""
-Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -276,14 +276,13 @@ class LabelCounts:
 def interval(score: Score, low: float = 0.0, high: float = 1.0) -> tuple[float | None, float | None]:
     """Returns the 95 % interval of a score over documents that were drawn independently, within [low, high].
 
-    The variance is that of a linearized ratio. Returns (None, None) if fewer than 2 documents count, or if the
+    Returns (None, None) if fewer than 2 documents count, or if the
     influences are all 0: then the text has no document that would change the score.
     """
     counting = score.influence[score.influence != 0]
     if len(counting) < 2:
         return None, None
-    n = len(score.influence)
-    half = Z95 * float((score.influence.square().sum() * n / (n - 1)).sqrt())
+    half = half_interval(score.influence.cpu().numpy(), len(score.influence))
     return max(low, score.value - half), min(high, score.value + half)
 
 

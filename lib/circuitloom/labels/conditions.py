@@ -4,7 +4,6 @@ A description is a conjunction of conditions, such as "the token is `by`" and "t
 in -ed", which reads "`by` after words in -ed".
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,13 +14,15 @@ from .text import BRACKETS, PLACES, QUOTES, REPEATED, SENTENCE, Half, LabelText
 
 NEAR_PLACE = 100
 """Place of conditions on any of the tokens near before a position."""
-_AFTER = {
+_PLACE_WORDS = {
     1: "after",
     2: "two tokens after",
     3: "three tokens after",
     4: "four tokens after",
     NEAR_PLACE: "soon after",
+    -1: "says",
 }
+"""Words for each place but that of the token itself."""
 _ANY = "anything"
 """Word for the token itself if no condition is on it."""
 _FLAGS = {
@@ -42,17 +43,15 @@ class TokenAt:
     """The token at a place is one of some tokens, or in a class."""
 
     place: int
-    """One of PLACES, or NEAR_PLACE: any of the tokens near before."""
+    """One of PLACES, or NEAR_PLACE: any of the tokens near before. A next token is one that the feature promotes."""
     units: tuple[int, ...] = ()
     name: str = ""
     """Name of the class. Empty if `units` are given."""
-    said: bool = False
-    """Of the next token: whether the feature raises the logits of these tokens."""
 
     @property
     def words(self) -> int:
         """Number of words."""
-        about = 0 if self.place == 0 else len(_AFTER.get(self.place, "before").split())
+        about = 0 if self.place == 0 else len(_PLACE_WORDS[self.place].split())
         return about + (len(self.units) or len(self.name.split()))
 
     def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
@@ -100,7 +99,7 @@ class Start:
 
     def holds(self, half: Half, text: LabelText, at: Positions = EVERYWHERE) -> Bool[np.ndarray, " some"]:
         """Returns whether the condition holds at positions of a half."""
-        return half.place[at] < self.tokens
+        return half.document_position[at] < self.tokens
 
 
 Condition = TokenAt | Flag | Start
@@ -118,9 +117,8 @@ class Description:
     @cached_property
     def words(self) -> int:
         """Number of words of the label, with a token as a word."""
-        at_token = any(isinstance(each, TokenAt) and each.place == 0 for each in self.conditions)
-        said = any(isinstance(each, TokenAt) and each.said for each in self.conditions)
-        return sum(each.words for each in self.conditions) + (0 if at_token or said else 1)
+        has_subject = any(isinstance(each, TokenAt) and each.place in (0, -1) for each in self.conditions)
+        return sum(each.words for each in self.conditions) + (not has_subject)
 
     def where(self, half: Half, text: LabelText) -> Int[np.ndarray, " some"]:
         """Returns the positions of a half where the description holds, in text order."""
@@ -151,7 +149,7 @@ class Description:
             case (TokenAt(place=0) as only,):
                 kind = "class" if only.name else "token"
             case (TokenAt() as only,):
-                kind = "output" if only.said else "context"
+                kind = "output" if only.place == -1 else "context"
             case (_,):
                 kind = "position"
             case several:
@@ -169,12 +167,9 @@ class Description:
         if here := tokens.get(0):
             parts.append(here.shown(text))
         after = _after(tokens, text)
-        said = tokens.get(-1)
-        if said and said.said:
+        if said := tokens.get(-1):
             # what a feature promotes comes first: "says `by` after `was`"
             parts.insert(0, f"says {said.shown(text)}" + (" at" if here else ""))
-        elif said:
-            after.append(f"before {said.shown(text)}")
         if not parts:
             if not self.conditions:
                 return "almost every token"
@@ -204,9 +199,6 @@ def _after(tokens: dict[int, TokenAt], text: LabelText) -> list[str]:
         parts.append(f"after `{joined}`")
     else:
         row = []
-    return parts + [f"{_AFTER[place]} {tokens[place].shown(text)}" for place in places if place not in row]
-
-
-def distinct(descriptions: Sequence[Description]) -> list[Description]:
-    """Returns the descriptions without those whose conditions occur before."""
-    return list({frozenset(each.conditions): each for each in reversed(descriptions)}.values())[::-1]
+    return parts + [
+        f"{_PLACE_WORDS[place]} {tokens[place].shown(text)}" for place in places if place not in row
+    ]

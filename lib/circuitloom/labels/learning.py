@@ -4,9 +4,10 @@
    tokens and all classes, the flags of positions, and the starts of documents. Of next tokens, which the model does not
    see, only those that the feature promotes count: "says `by`".
 2. The best of them, and those with the best F2, which weights recall more, are refined: among the positions where they
-   hold, conditions are scored again. This is done twice.
-3. Of all that was found, the description with the highest F1 less a cost per word is chosen. Its F1 is computed with
-   the documents from which it was not learned left to `scores`.
+   hold, conditions are scored again. `SearchSettings.steps` says how often.
+3. Of all that was found, the description with the highest F1 less a cost per word is chosen.
+
+All counts are over the learning half. `scores` has the scores on the other half.
 
 A set of tokens with the highest F1 consists of the tokens with the largest 2 n_fires - F1 n, where n is how often a
 token occurs and n_fires how often the feature fires there (Dinkelbach 1967 on fractional programs). With the F1 of the
@@ -21,7 +22,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from .conditions import NEAR_PLACE, Condition, Description, Flag, Start, TokenAt, distinct
+from .conditions import NEAR_PLACE, Condition, Description, Flag, Start, TokenAt
 from .text import FLAGS, PLACES, STARTS, Half, LabelText
 
 MAX_WORDS = 8
@@ -147,12 +148,12 @@ class Learner:
 
     def _best(self, found: Sequence[ScoredDescription], fires: int) -> list[ScoredDescription]:
         """Returns the candidates to be refined: the best by F1 and the best by F2."""
-        best: dict[Description, ScoredDescription] = {}
+        best: dict[frozenset[Condition], ScoredDescription] = {}
         for beta in (1.0, 2.0):
-            ranked = sorted(found, key=lambda each, beta=beta: -each.f(fires, beta))
-            best |= {each.description: each for each in ranked[: self.search.beam]}
-        kept = {id(each) for each in distinct(list(best))}
-        return [each for description, each in best.items() if id(description) in kept]
+            for each in sorted(found, key=lambda each, beta=beta: -each.f(fires, beta))[: self.search.beam]:
+                # conditions in another order are the same description
+                best.setdefault(frozenset(each.description.conditions), each)
+        return list(best.values())
 
     def _refined(
         self,
@@ -174,7 +175,7 @@ class Learner:
         counts = _Counts.over(half, firing, text)
         options = [
             *_token_options(counts, inside, n, self.search.cost, promoted),
-            _class_options(counts, inside, n, self.search.cost, text),
+            *([_class_options(counts, inside, n, self.search.cost, text)] if text.classes else []),
             _Options(counts.flags, inside.flags, FLAG_WORDS, lambda i: Flag(FLAGS[i])),
             _Options(counts.starts, inside.starts, START_WORDS, lambda i: Start(STARTS[i])),
         ]
@@ -291,9 +292,8 @@ def _token_options(
     last = np.stack([(_f(hits, occurs, fires, weight) - words).argmax(1) for weight in (1.0, 4.0)], 1)
 
     def condition(i: int) -> Condition:
-        row, place = i // 2, PLACES[i // 2]
-        units = tuple(unit[order[row, : last.flat[i] + 1]].tolist())
-        return TokenAt(place, units, said=place == -1)
+        units = unit[order[i // 2, : last.flat[i] + 1]]
+        return TokenAt(PLACES[i // 2], tuple(units.tolist()))
 
     chosen = rows[:, None], last
     sets = _Options(
@@ -314,8 +314,6 @@ def _token_options(
 def _class_options(counts: _Counts, inside: _Counts, fires: int, cost: float, text: LabelText) -> _Options:
     """Returns the best class at each place by F1 less the cost of words, and the best by F2."""
     words = text.class_words
-    if not len(words):
-        return _Options(words, words, words, lambda i: Description().conditions[i])
     best = np.stack(
         [
             (_f(counts.classes, inside.classes, fires, weight) - cost * words).argmax(1)
@@ -346,7 +344,7 @@ def _largest(value: np.ndarray, size: int) -> Int[np.ndarray, "row some"]:
 def _said(promoted: Sequence[int]) -> list[Description]:
     """Returns descriptions of the positions before promoted tokens: of the first one, of the first two, and so on."""
     return [
-        Description((TokenAt(-1, tuple(promoted[:size]), said=True),))
+        Description((TokenAt(-1, tuple(promoted[:size])),))
         for size in range(1, min(MAX_TOKENS, len(promoted)) + 1)
     ]
 

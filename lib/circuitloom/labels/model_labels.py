@@ -21,15 +21,16 @@ from .contexts import FeatureActivations, JudgedTokens, Sample, read_activations
 from .firings import Neighbours, read_firings
 from .label_source import PROMOTED, LabelSource
 from .model_client import ModelClient, Question
-from .model_scores import NOT_MEASURED, SampledScore, Stratum, Verdicts
+from .model_scores import NOT_MEASURED, Stratum, Verdicts
 from .prompts import label_question, read_label, read_verdict, verdict_question
+from .scores import LabelScore
 
 TYPICAL_LABEL = "a word or a kind of words, after another word"
 """Label of usual length, for the estimate of the cost."""
 SHOWN = 5
 """Largest number of features that a notice lists."""
 
-OutputScores = Callable[[Mapping[int, FeatureActivations]], Mapping[int, SampledScore]]
+OutputScores = Callable[[Mapping[int, FeatureActivations]], Mapping[int, LabelScore]]
 """Function that returns the output scores of features, given where they fire on the scoring documents."""
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from .scores import LabelScore
+
 DRAWS = 4000
 """Number of draws of the bootstrap."""
 
@@ -35,20 +37,7 @@ class Stratum:
         return len(self.document)
 
 
-@dataclass(frozen=True)
-class SampledScore:
-    """A score and its 95 % interval. All are None if the score was not measured, or is 0 / 0."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def columns(self, name: str) -> dict[str, float | None]:
-        """Returns the columns of the table `label` of the score `name`."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-
-NOT_MEASURED = SampledScore(None, None, None)
+NOT_MEASURED = LabelScore(None, None, None)
 Rates = Float[np.ndarray, " draw"]
 
 
@@ -83,17 +72,17 @@ class DocumentBootstrap:
         return result / max(total, 1)
 
 
-def score(rates: Rates) -> SampledScore:
+def score(rates: Rates) -> LabelScore:
     """Returns the score whose estimate and draws are `rates`."""
     if not np.isfinite(rates[0]):
         return NOT_MEASURED
     draws = rates[1:][np.isfinite(rates[1:])]
     low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (rates[0], rates[0])
     # a short interval around a value at the end of the scale may leave the value out
-    return SampledScore(float(rates[0]), float(min(low, rates[0])), float(max(high, rates[0])))
+    return LabelScore(float(rates[0]), float(min(low, rates[0])), float(max(high, rates[0])))
 
 
-def share_score(document: Int[np.ndarray, " judged"], yes: Float[np.ndarray, " judged"]) -> SampledScore:
+def share_score(document: Int[np.ndarray, " judged"], yes: Float[np.ndarray, " judged"]) -> LabelScore:
     """Returns the score of a plain share, the mean of `yes` over tokens. Each is between 0 and 1."""
     stratum = Stratum(1, document, yes)
     return score(DocumentBootstrap([stratum]).rate([stratum]))

@@ -22,7 +22,8 @@ from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
 from .contexts import FeatureActivations, split_bands, spread
 from .label_source import PROMOTED, LabelSource
-from .model_scores import SampledScore, share_score
+from .model_scores import share_score
+from .scores import LabelScore
 
 CONTEXTS = 4
 """Number of contexts per feature."""
@@ -73,11 +74,11 @@ def choose_contexts(
 
 def score_promoted(
     model: LanguageModel, basis: FeatureBasis, tokens: Tokens, source: LabelSource
-) -> Callable[[Mapping[int, FeatureActivations]], dict[int, SampledScore]]:
+) -> Callable[[Mapping[int, FeatureActivations]], dict[int, LabelScore]]:
     """Returns a function from activations on the scoring documents to output scores, with the tokens whose logits a
     feature raises most (table `logit`) as those that it is said to promote."""
 
-    def scores(activations: Mapping[int, FeatureActivations]) -> dict[int, SampledScore]:
+    def scores(activations: Mapping[int, FeatureActivations]) -> dict[int, LabelScore]:
         promoted = source.promoted(list(activations), PROMOTED)
         said = {feature: [number for number, _ in found] for feature, found in promoted.items()}
         return output_scores(model, basis, tokens, activations, said)
@@ -93,7 +94,7 @@ def output_scores(
     activations: Mapping[int, FeatureActivations],
     said: Mapping[int, Sequence[int]],
     factor: float = 2.0,
-) -> dict[int, SampledScore]:
+) -> dict[int, LabelScore]:
     """Returns the output score of each feature that fires and has `said` tokens.
 
     `activations` are those on the scoring documents. `said` maps a feature to the ids of the tokens that

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from ..config.labels import Labels
+from ..core.feature_labels import UNDESCRIBED
+from ..core.layout import FREQUENT, PLANTED, RULE
 from ..core.progress import progress
 from ..core.tables import LABEL, read_table, table_writer
 from .conditions import Description, TokenAt
@@ -29,9 +31,7 @@ from .learning import MAX_TOKENS, Learner, ScoredDescription, SearchSettings, ne
 from .scores import Truth
 from .text import LabelText, shown
 
-FREQUENT, PLANTED, RULE = "frequent", "planted", "rule"
-"""Values of the column `source`."""
-UNDESCRIBED = "nothing describes it"
+NO_DESCRIPTION = "nothing describes it"
 """Label of a feature that no description fits."""
 CHUNK = 64
 """Number of features that a process labels at once."""
@@ -155,7 +155,7 @@ class _Labeller:
         self.width = pq.read_metadata(files.feature).num_rows
         self.learning, self.scoring = read_firings(files.activation, self.width, context, text)
         self.neighbours = Neighbours(self.learning, len(text.names) + 1)
-        self.promoted = _units(files.logit, text, ())
+        self.promoted = _units(files.logit, text)
         self.upstream = _upstream(files, text, known)
 
     def run(self, processes: int) -> Iterator[tuple[range, Chunk]]:
@@ -167,10 +167,9 @@ class _Labeller:
             yield from zip(chunks, map(self.label, chunks), strict=True)
             return
         # processes that are forked from this one share its arrays
-        _SHARED.append(self)
+        _SHARED[:] = [self]
         with ProcessPoolExecutor(processes, get_context("fork")) as pool:
             yield from zip(chunks, pool.map(_label, chunks), strict=True)
-        _SHARED.clear()
 
     def label(self, features: range) -> Chunk:
         """Returns the rows of some features."""
@@ -201,19 +200,19 @@ class _Labeller:
         shared = {"feature": feature, "n_tokens": n, "n_judged": len(truth.fires)}
         if found is None:
             # it fires on no document from which labels are learned
-            yield {**shared, "label": UNDESCRIBED, "source": RULE, "kind": "none"}
+            yield {**shared, "label": NO_DESCRIPTION, "source": RULE, "kind": UNDESCRIBED}
             return
         where = found.description.where(text.scoring, text)
         f1_learning = 2 * found.hits / (len(fires) + found.predicted)
         scores = truth.f1(where)
         f1 = scores["f1"]
         # without a score, which a feature that fires on no scoring document lacks, that of learning decides
-        described = (f1_learning if np.isnan(f1) else f1) >= self.config.described
+        described = (f1_learning if f1 is None or np.isnan(f1) else f1) >= self.config.described
         yield {
             **shared,
-            "label": found.description.text(text) if described else UNDESCRIBED,
+            "label": found.description.text(text) if described else NO_DESCRIPTION,
             "source": RULE,
-            "kind": found.description.kind if described else "none",
+            "kind": found.description.kind if described else UNDESCRIBED,
             "f1_learning": f1_learning,
             **scores,
             **truth.accuracies(where),
@@ -254,14 +253,14 @@ def _label(features: range) -> Chunk:
     return _SHARED[-1].label(features)
 
 
-def _units(path: Path | None, text: LabelText, via: Sequence[str]) -> dict[int, list[int]]:
-    """Returns the units of each feature's first tokens in a table `logit`, or `deembedding` with one of `via`, that
-    occur in the text, the strongest first. Only tokens that raise something are returned."""
+def _units(path: Path | None, text: LabelText, via: str | None = None) -> dict[int, list[int]]:
+    """Returns the units of each feature's tokens in a table `logit`, or `deembedding` with this `via`, that occur in
+    the text, the strongest first. Only tokens that raise something are returned."""
     if path is None:
         return {}
     rows = read_table(path, pc.field("sign") == 1)
     if via:
-        rows = rows.filter(pc.field("via").isin(list(via)))
+        rows = rows.filter(pc.field("via") == via)
     rows = rows.sort_by([("feature", "ascending"), ("rank", "ascending")])
     found: dict[int, list[int]] = {}
     features, tokens = rows.column("feature").to_pylist(), rows.column("token").to_pylist()
@@ -275,10 +274,10 @@ def _units(path: Path | None, text: LabelText, via: Sequence[str]) -> dict[int, 
 def _upstream(
     files: LayerTables, text: LabelText, known: Mapping[tuple[int, int], Description]
 ) -> dict[int, list[Description]]:
-    """Returns descriptions that each feature of a layer may inherit: of the features that raise it most, by the weights
-    and in the mean over tokens, and of the tokens that raise it."""
+    """Returns descriptions that each feature of a layer may inherit: those of the features, and the tokens, that raise
+    it most by the weights alone."""
     found: dict[int, list[Description]] = {}
-    for feature, units in _units(files.deembedding, text, ["direct"]).items():
+    for feature, units in _units(files.deembedding, text, "direct").items():
         found[feature] = [
             Description((TokenAt(0, tuple(units[:n])),), upstream=True)
             for n in range(1, min(MAX_TOKENS, len(units)) + 1)

@@ -1,8 +1,7 @@
 """Scores of labels: how well a prediction, per token, tells where a feature fires.
 
-Every score is a smooth function of sums over documents, such as F1 = 2 hits / (predicted + fires). Its variance is
-that of the sum over documents of their influence on it (the linearized ratio estimator; Cochran, Sampling Techniques,
-1977, chapter 6), so that the tokens of a document need not be independent.
+Every score is a smooth function of sums over documents, such as F1 = 2 hits / (predicted + fires). `core.intervals`
+has its interval, for which the tokens of a document need not be independent.
 """
 
 from dataclasses import dataclass
@@ -11,20 +10,20 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-QUANTILE = 1.959964
-"""Of the normal distribution, for 95 % intervals."""
+from ..core.intervals import half_interval
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """A score and its 95 % interval. NaN if it is 0 / 0; the ends are NaN if it rests on fewer than two documents."""
+    """A score and its 95 % interval. None or NaN, which a table writes as null: not measured, 0 / 0, or an interval of
+    fewer than two documents."""
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
 
-    def columns(self, name: str) -> dict[str, float]:
-        """Returns the columns of a table."""
+    def columns(self, name: str) -> dict[str, float | None]:
+        """Returns the columns of the table `label` of the score `name`."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
@@ -36,8 +35,8 @@ def interval(value: float, influence: Float[np.ndarray, " document"]) -> LabelSc
     n = int(np.count_nonzero(~np.isnan(influence)))
     if np.isnan(value) or n < 2:
         return LabelScore(value, float("nan"), float("nan"))
-    margin = QUANTILE * float(np.sqrt(n / (n - 1) * np.nansum(influence**2)))
-    return LabelScore(value, max(0.0, value - margin), min(1.0, value + margin))
+    half = half_interval(np.nan_to_num(influence), n)
+    return LabelScore(value, max(0.0, value - half), min(1.0, value + half))
 
 
 def f1(
@@ -79,9 +78,9 @@ class Truth:
 
     fires: Bool[np.ndarray, " position"]
     hard: Bool[np.ndarray, " position"]
-    """TokenAt on which a similar feature fires and this one does not."""
+    """Tokens on which a similar feature fires and this one does not."""
     near: Bool[np.ndarray, " position"]
-    """TokenAt near a token on which the feature fires, in its document, on which it does not fire."""
+    """Tokens near a token on which the feature fires, in its document, on which it does not fire."""
     document: Int[np.ndarray, " position"]
     """Document of each position, from 0, in order."""
 
@@ -96,7 +95,7 @@ class Truth:
         """Returns the number of positions in each document."""
         return np.bincount(self.document[positions], minlength=len(self.tokens)).astype(np.float64)
 
-    def f1(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+    def f1(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float | None]:
         """Returns precision, recall and F1 of predicted positions, as columns of the table `label`."""
         positive, hits = self._predicted(predicted)
         n_hits, n_predicted, n_fires = hits.sum(), positive.sum(), self._fires.sum()
@@ -106,7 +105,7 @@ class Truth:
             **(f1(hits, positive, self._fires) if n_fires else UNKNOWN_SCORE).columns("f1"),
         }
 
-    def accuracies(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float]:
+    def accuracies(self, predicted: Int[np.ndarray, " some"]) -> dict[str, float | None]:
         """Returns the balanced accuracies of predicted positions against each kind of negatives, as columns."""
         positive, hits = self._predicted(predicted)
         fires = self._fires

@@ -18,7 +18,7 @@ NEAR = 8
 STARTS = (1, 2, 4, 8)
 """Numbers of first tokens of a document that are tried as a condition."""
 UNKNOWN = np.iinfo(np.int32).max
-"""Place in the document of positions whose document began in an earlier sequence."""
+"""Value of `document_position` where the document began in an earlier sequence."""
 REPEATED, BRACKETS, QUOTES, SENTENCE = "repeated", "brackets", "quotes", "sentence"
 FLAGS = (REPEATED, BRACKETS, QUOTES, SENTENCE)
 """Names of flags of positions."""
@@ -34,9 +34,9 @@ class Half:
     """Number of units, which stands for what is outside the document or the sequence."""
     codes: Int[np.ndarray, "position column"]
     """The unit at each of PLACES, those of the last `NEAR` tokens, each of FLAGS, and the number of STARTS that are at
-    most `place`. The columns have codes of their own, so that one count of all codes counts each column by itself:
-    units of column i are counted from (outside + 1) min(i, len(PLACES)), flags and starts after them."""
-    place: Int[np.ndarray, " position"]
+    most `document_position`. The columns have codes of their own, so that one count of all codes counts each column by
+    itself: units of column i are counted from (outside + 1) min(i, len(PLACES)), flags and starts after them."""
+    document_position: Int[np.ndarray, " position"]
     """Number of tokens of the document before each position, or `UNKNOWN`."""
     flags: dict[str, Bool[np.ndarray, " position"]]
     """Maps the name of a flag to its value at each position."""
@@ -147,7 +147,7 @@ def shown(token: str) -> str:
 def read_text(tokens: TokenArrays, sequences: int, strings: list[str]) -> LabelText:
     """Returns the first `sequences` sequences as text for labels. `strings` has the text of each token id.
 
-    TokenAt that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
+    Tokens that differ only in the space before them are one unit. Raises ValueError if the stored tokens are damaged.
     """
     rows = slice(sequences)
     token = np.asarray(tokens.read(tokens.token, rows))
@@ -186,16 +186,17 @@ class _Positions:
             self._at(place).ravel()[chosen] + np.int32(size * min(i, len(PLACES)))
             for i, place in enumerate((*PLACES, *range(1, NEAR + 1)))
         ]
-        place = self._place.ravel()[chosen]
+        document_position = self._document_position.ravel()[chosen]
         flags = {name: self._flags[name].ravel()[chosen] for name in FLAGS}
         first = size * (len(PLACES) + 1)
         columns += [flag + np.int32(first + 2 * i) for i, flag in enumerate(flags.values())]
-        columns.append(np.searchsorted(STARTS, place, side="right").astype(np.int32) + first + 2 * len(FLAGS))
+        started = np.searchsorted(STARTS, document_position, side="right").astype(np.int32)
+        columns.append(started + first + 2 * len(FLAGS))
         return Half(
             index=np.flatnonzero(chosen),
             outside=len(self.names),
             codes=np.stack(columns, 1),
-            place=place,
+            document_position=document_position,
             flags=flags,
             document=np.unique(document, return_inverse=True)[1].astype(np.int32),
         )
@@ -219,7 +220,7 @@ class _Positions:
         return starts
 
     @cached_property
-    def _place(self) -> Int[np.ndarray, "sequence position"]:
+    def _document_position(self) -> Int[np.ndarray, "sequence position"]:
         position = np.broadcast_to(np.arange(self.unit.shape[1]), self.unit.shape)
         first = np.maximum.accumulate(np.where(self._starts, position, 0), 1)
         before = (~self.separator).cumsum(1) - ~self.separator

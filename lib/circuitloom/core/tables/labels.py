@@ -36,8 +36,10 @@ LABEL = Table(
         ),
         "kind": (
             STRING,
-            "what the label describes, such as token, class, context or position; `none`: nothing describes the "
-            "feature, and the scores are those of the best attempt; of a label by a language model: `text`",
+            "of a rule: `token`; `class` of tokens; `context`: tokens before; `output`: promoted next tokens; "
+            "`position`; `n-gram`; `conjunction`; `upstream`: inherited; `always`; `none`: nothing describes the "
+            "feature, and the scores are those of the best attempt. Of a planted concept: `concept`. Of a language "
+            "model: `text`",
         ),
         "precision": (FLOAT, "share of the predicted tokens on which the feature fires"),
         "recall": (FLOAT, "share of the tokens on which the feature fires that are predicted"),
@@ -58,8 +60,8 @@ LABEL = Table(
         ),
         **_score(
             "output",
-            "share of contexts in which scaling the feature raises the log probability of the tokens that it is said "
-            "to promote; 0.5 is chance",
+            "share of contexts in which doubling the feature raises the log probability of the tokens that it "
+            "promotes; 0.5 is chance. Measured for features that a language model labels",
         ),
         "f1_learning": (FLOAT, "F1 on the documents from which the label was learned"),
         "n_tokens": (INT, "number of scoring tokens on which the feature fires"),
