@@ -12,7 +12,17 @@ from tests.activations.inputs import make_tokens
 from tests.models import CONTEXT, VOCABULARY
 
 from circuitloom.config.features import Features
-from circuitloom.core.tables import FEATURE_CONCEPT, LABEL, LOGIT, METRIC, NODE, TABLES, TOKEN, write_table
+from circuitloom.core.tables import (
+    FEATURE_CONCEPT,
+    LABEL,
+    LABEL_OUTPUT,
+    LOGIT,
+    METRIC,
+    NODE,
+    TABLES,
+    TOKEN,
+    write_table,
+)
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.features.basis import FeatureBasis
@@ -182,7 +192,14 @@ def write_labels(folder: Path, run: str, layer: int, features: list[int]) -> Non
             ("Being caught", "small-model", "text", 0.25 if feature % 2 == 0 else 1.0),
         )
     ]  # fmt: skip
-    write_table(LABEL, rows, folder / "labels" / "rules" / run / f"layer{layer}" / "label.parquet")
+    target = folder / "labels" / "rules" / run / f"layer{layer}"
+    write_table(LABEL, rows, target / "label.parquet")
+    key = {"run": run, "layer": layer, "label": "`caught` after `w1`"}
+    outputs = [
+        {**key, "feature": feature, "output": 0.75, "output_low": 0.5, "output_high": 1.0}
+        for feature in features
+    ]
+    write_table(LABEL_OUTPUT, outputs, target / "label_output.parquet")
 
 
 def _write_agreeing_nodes(folder: Path) -> None:

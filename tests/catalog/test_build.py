@@ -88,7 +88,7 @@ def test_every_view_has_the_rows_of_its_files(study: Study) -> None:
         for table in TABLES:
             files = sorted(study.folder.rglob(f"{table.name}.parquet"))
             # two traces have nodes
-            expected = dict.fromkeys((*SPLIT, "label"), 4) | {"node": 2}
+            expected = dict.fromkeys((*SPLIT, "label", "label_output"), 4) | {"node": 2}
             assert len(files) == expected.get(table.name, 1)
             rows = [tuple(row.values()) for file in files for row in read_table(file).to_pylist()]
             order = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY {', '.join(table.key)}"

@@ -9,10 +9,19 @@ from tests.activations.inputs import make_tokens
 from tests.features.inputs import LAYER, WIDTH, make_basis
 from tests.models import VOCABULARY, tiny_model
 
+from circuitloom.core.tables import ACTIVATION, LABEL, read_table, write_table
 from circuitloom.corpus.tokens import Tokens
 from circuitloom.features.basis import FeatureBasis
 from circuitloom.labels.contexts import FeatureActivations
-from circuitloom.labels.output_effects import ScaledContexts, _changes, choose_contexts, output_scores
+from circuitloom.labels.output_effects import (
+    ScaledContexts,
+    _changes,
+    choose_contexts,
+    ids_by_name,
+    output_scores,
+    write_label_outputs,
+)
+from circuitloom.labels.text import scoring_index
 from circuitloom.language_model.hooks import Site, edited
 from circuitloom.language_model.lm_head import find_lm_head
 from circuitloom.language_model.model import LanguageModel, load_model
@@ -143,3 +152,60 @@ def test_contexts_are_spread_over_bands_of_activation() -> None:
     chosen = choose_contexts({7: FeatureActivations(np.arange(6), value)}, 4)
     assert sorted(np.minimum(chosen.value * 4, 3).astype(int).tolist()) == [0, 1, 2, 3]
     assert (chosen.feature == 7).all() and isinstance(chosen, ScaledContexts)
+
+
+def test_rule_labels_are_scored_by_the_next_tokens_that_they_name(model: LanguageModel, tmp_path) -> None:
+    rows = read_unembedding(model).rows
+    last = model.layers - 1
+    # feature 0 writes what it says, feature 1 the opposite, and the label of feature 2 says nothing
+    decoder = torch.stack([rows[20], -rows[21], rows[22]]) * 3
+    basis = with_decoders(make_basis(model), "mlp_out", {last: decoder})
+    key = {"run": basis.run, "layer": basis.layer, "source": "rule"}
+    labels = [
+        {**key, "feature": 0, "label": "says `t20`", "promoted": ["t20"]},
+        {**key, "feature": 0, "label": "`t3`", "source": "frequent"},
+        {**key, "feature": 1, "label": "says `t21`", "promoted": ["t21"]},
+        {**key, "feature": 2, "label": "`t22`"},
+    ]
+    write_table(LABEL, labels, tmp_path / "label.parquet")
+    scoring = scoring_index(TOKENS, len(TOKENS))
+    document = TOKENS.take_document(slice(None)).numpy().ravel()
+    assert len(scoring) and (document[scoring] % 2 == 1).all()
+    fires = [
+        {
+            **key,
+            "feature": feature,
+            "sequence": i // TOKENS.context,
+            "position": i % TOKENS.context,
+            "activation": 1.0,
+        }
+        for feature in range(3)
+        for i in scoring[:6].tolist()
+    ]
+    for row in fires:
+        del row["source"]
+    write_table(ACTIVATION, fires, tmp_path / "activation.parquet")
+    ids = ids_by_name([f" t{i}" if i % 2 else f"t{i}" for i in range(VOCABULARY)])
+    files = (tmp_path / "label.parquet", tmp_path / "activation.parquet", tmp_path / "label_output.parquet")
+    write_label_outputs(basis, model, TOKENS, scoring, ids, *files)
+    found = read_table(files[2]).to_pylist()
+    assert [(row["feature"], row["label"], row["output"]) for row in found] == [
+        (0, "says `t20`", 1.0),
+        (1, "says `t21`", 0.0),
+    ]
+    # activations on the learning documents do not count
+    learning = np.setdiff1d(np.arange(TOKENS.context, 2 * TOKENS.context), scoring)[:1]
+    write_table(
+        ACTIVATION,
+        [
+            {**fires[0], "sequence": int(i) // TOKENS.context, "position": int(i) % TOKENS.context}
+            for i in learning
+        ],
+        tmp_path / "activation.parquet",
+    )
+    write_label_outputs(basis, model, TOKENS, scoring, ids, *files)
+    assert read_table(files[2]).num_rows == 0
+
+
+def test_tokens_with_and_without_a_space_before_them_are_one_name() -> None:
+    assert ids_by_name(["by", " by", "\n", " "]) == {"by": [0, 1], "⏎": [2], "space": [3]}

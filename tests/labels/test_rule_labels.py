@@ -112,6 +112,7 @@ def test_planted_rules_are_labels_with_their_scores(tables) -> None:
             "`cat`", "anything after `red`", "`dog` after `blue`", "says `sits`"
         ]  # fmt: skip
         assert [rows[i]["kind"] for i in range(4)] == ["token", "context", "n-gram", "output"]
+        assert [rows[i]["promoted"] for i in range(4)] == [None, None, None, ["sits"]]
         for i in range(4):
             assert rows[i]["f1"] == rows[i]["f1_learning"] == rows[i]["balanced_accuracy"] == 1.0
             assert rows[i]["hard_accuracy"] in (1.0, None) and rows[i]["fuzzing"] == 1.0

@@ -35,7 +35,7 @@ JOBS = {
     "evaluation": ("ablate_sites", "evaluate_", "match_concepts", "gather_evaluation", "draw_pareto"),
     "features": ("tabulate_",),
     "circuits": ("trace_", "view_weights", "ablate_plural"),
-    "labels": ("describe_features", "draw_circuits"),
+    "labels": ("describe_features", "score_label_outputs", "draw_circuits"),
     "cases": ("study_",),
     "catalog": ("build_catalog",),
     "report": ("write_report",),

@@ -29,7 +29,7 @@ def test_every_rule_requests_memory_and_time_and_each_retry_doubles_them(
     fresh: Project,
 ) -> None:
     first, third = requested(fresh, 1), requested(fresh, 3)
-    assert len(first) == 27 and first.keys() == third.keys()
+    assert len(first) == 28 and first.keys() == third.keys()
     for name, keys in first.items():
         assert keys.keys() == {"mem_mb", "runtime"}, name
         assert third[name] == {key: str(4 * int(value)) for key, value in keys.items()}, name

@@ -13,7 +13,7 @@ CONCEPTS = {"match_concepts"} | REPORT
 FEATURES = {"tabulate_topk", "tabulate_neurons"} | REPORT
 TRAINING = {"train_topk"}
 CIRCUITS = {"trace_tc_topk8_128", "view_weights", "ablate_components_plural"}
-LABELS = {"describe_features", "draw_circuits"}
+LABELS = {"describe_features", "score_label_outputs", "draw_circuits"}
 """Labels read feature tables and analysed weights, and pictures of circuits show labels."""
 CASES = {"study_feature", "study_greater_than", "study_difference", "study_planted"}
 STAGES = (
@@ -102,7 +102,7 @@ def test_a_features_key_reruns_only_the_feature_tables_and_their_labels(finished
     assert finished.stale("--config", "features={examples: 3}") == FEATURES | LABELS
     # circuits have no neurons
     stale = finished.stale("--config", "features={neurons: 8}")
-    assert stale == {"tabulate_neurons", "describe_features"} | REPORT
+    assert stale == {"tabulate_neurons", "describe_features", "score_label_outputs"} | REPORT
 
 
 def test_a_tracing_key_reruns_only_the_traces(finished) -> None:

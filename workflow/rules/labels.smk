@@ -1,6 +1,10 @@
 """Labels features by rules, each run in one job: descriptions of a layer are tried for the layers after it."""
 
-LABELLED = TABULATED if STUDY.labels.runs is None else STUDY.labels.runs
+# neurons, which have no dictionary, come last
+LABELLED = sorted(
+    TABULATED if STUDY.labels.runs is None else STUDY.labels.runs,
+    key=lambda run: run == NEURONS,
+)
 LABEL_TABLES = ("feature", "activation", "logit")
 RULE_KEYS = [key for key in section("labels") if key != "model"]
 MODEL_LABELLED = STUDY.runs_labelled_by_model
@@ -79,6 +83,57 @@ TARGETS["labels"] = [
     for maker, runs in (("rules", LABELLED), ("model", MODEL_LABELLED))
     for run in runs
     for layer in STUDY.layers
+]
+
+
+if LABELLED:
+
+    rule score_label_outputs:
+        """Measures in the model what labels say about next tokens. A job of its own: labels are made without the model."""
+        input:
+            tokens=LAYOUT.tokens("validation"),
+            tokenizer=LAYOUT.tokenizer,
+            model=LAYOUT.model,
+            labels=[
+                LAYOUT.labels("rules", run, layer)
+                for run in LABELLED
+                for layer in JOB_LAYERS
+            ],
+            activations=[
+                LAYOUT.feature_table(run, layer, "activation")
+                for run in LABELLED
+                for layer in JOB_LAYERS
+            ],
+            dictionaries=dictionary_folders(
+                [run for run in LABELLED if run != NEURONS], JOB_LAYERS
+            ),
+        output:
+            [
+                LAYOUT.label_outputs(run, layer)
+                for run in LABELLED
+                for layer in JOB_LAYERS
+            ],
+        log:
+            LAYOUT.log(f"score_label_outputs{OF_LAYER}"),
+        benchmark:
+            LAYOUT.benchmark(f"score_label_outputs{OF_LAYER}")
+        wildcard_constraints:
+            layer=r"\d+",
+        threads: split_cores(1 if STUDY.grouped else len(STUDY.layers))
+        resources:
+            **needs("labels", gpu=True),
+        params:
+            runs=LABELLED,
+            layers=job_layers,
+            features=section("features", "tokens", "neurons"),
+            dtype=STUDY.circuits.dtype,
+            code=code("labels_score_outputs"),
+        script:
+            "../../scripts/labels_score_outputs.py"
+
+
+TARGETS["labels"] += [
+    LAYOUT.label_outputs(run, layer) for run in LABELLED for layer in STUDY.layers
 ]
 
 

@@ -31,7 +31,7 @@ TABLE_FOLDERS = {
     "evaluation/baseline/*": ("baseline",),
     "benchmark": ("dictionary_benchmark",),
     "features/*/*": FEATURE_TABLES,
-    "labels/*/*/*": ("label",),
+    "labels/*/*/*": ("label", "label_output"),
     "circuits/weights/*/*": WEIGHTS_TABLES,
     "circuits/*": (*TRACE_TABLES, *BEHAVIOUR_TABLES),
     "cases/*": (
@@ -186,6 +186,10 @@ class Layout:
     def labels(self, maker: str, run: str, layer: int | str) -> Path:
         """File of the labels of one run at one layer. `maker` is rules or model."""
         return self.root / "labels" / maker / run / f"layer{layer}" / "label.parquet"
+
+    def label_outputs(self, run: str, layer: int | str) -> Path:
+        """File of the output scores of the labels by rules of one run at one layer."""
+        return self.labels("rules", run, layer).with_name("label_output.parquet")
 
     def label_files(self, run: str) -> list[Path]:
         """Files of the labels of a run that exist, of all makers and layers."""

@@ -139,6 +139,13 @@ class Description:
         return any(isinstance(each, TokenAt) and each.place == NEAR_PLACE for each in self.conditions)
 
     @property
+    def promoted(self) -> tuple[int, ...]:
+        """Units that the description names as next tokens."""
+        return next(
+            (each.units for each in self.conditions if isinstance(each, TokenAt) and each.place == -1), ()
+        )
+
+    @property
     def kind(self) -> str:
         """Kind of the description, for the table `label`."""
         match self.conditions:

@@ -1,5 +1,8 @@
 """Output scores: whether a feature raises the probability of the tokens that it is said to promote.
 
+For a label by rules these are the next tokens that it names (``says `to` ``). Other labels by rules have no output
+score. For a label that a language model writes, they are the tokens whose logits the feature raises most.
+
 In some contexts of the scoring documents in which a feature fires, its activation is doubled at the position where it
 fires: what it writes is added once more to every output that it writes to. The score is the share of contexts in which
 the log probability of the said tokens together, as the next token, rises. No change counts half. A feature that writes
@@ -8,22 +11,28 @@ in a random direction scores about 0.5.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.layout import RULE
 from ..core.progress import progress
+from ..core.tables import LABEL_OUTPUT, read_table, write_table
+from ..corpus.token_names import token_name
 from ..corpus.tokens import Tokens
 from ..features.basis import FeatureBasis
 from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.lm_head import LMHead, find_lm_head
 from ..language_model.model import LanguageModel
-from .contexts import FeatureActivations, split_bands, spread
+from .contexts import FeatureActivations, read_activations, split_bands, spread
 from .label_source import PROMOTED, LabelSource
 from .model_scores import share_score
 from .scores import LabelScore
+from .text import shown
 
 CONTEXTS = 4
 """Number of contexts per feature."""
@@ -84,6 +93,55 @@ def score_promoted(
         return output_scores(model, basis, tokens, activations, said)
 
     return scores
+
+
+def write_label_outputs(
+    basis: FeatureBasis,
+    model: LanguageModel,
+    tokens: Tokens,
+    scoring: Int[np.ndarray, " position"],
+    ids: Mapping[str, Sequence[int]],
+    labels: str | Path,
+    activations: str | Path,
+    path: Path,
+) -> None:
+    """Write the table `label_output` of one run and layer: the labels by rules that name next tokens.
+
+    `scoring` is the result of `scoring_index`, and `ids` that of `ids_by_name`. `labels` and `activations` are the
+    tables `label` and `activation`. Raises ValueError if a table is damaged.
+    """
+    wanted = (pc.field("source") == RULE) & pc.field("promoted").is_valid()
+    rows = read_table(Path(labels), wanted, ["feature", "label", "promoted"]).to_pylist()
+    said = {row["feature"]: [i for name in row["promoted"] for i in ids[name]] for row in rows}
+    fires = read_activations(Path(activations), list(said), tokens.context) if said else {}
+    fires = {each: found.inside(scoring) for each, found in fires.items()}
+    scores = output_scores(model, basis, tokens, fires, said)
+    write_table(
+        LABEL_OUTPUT,
+        [
+            {
+                "run": basis.run,
+                "layer": basis.layer,
+                "feature": row["feature"],
+                "label": row["label"],
+                **scores[row["feature"]].columns("output"),
+            }
+            for row in rows
+            if row["feature"] in scores
+        ],
+        path,
+    )
+
+
+def ids_by_name(strings: Sequence[str]) -> dict[str, list[int]]:
+    """Maps the text of a token in labels to the ids of all tokens with this text, with and without a space before it.
+
+    `strings` has the text of each token id.
+    """
+    found: dict[str, list[int]] = {}
+    for i in range(len(strings)):
+        found.setdefault(shown(token_name(strings, i)), []).append(i)
+    return found
 
 
 @torch.inference_mode()

@@ -125,8 +125,8 @@ def write_rule_labels(
 
 
 def _table(run: str, layer: int, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Returns rows of the table `label`. Scores that are NaN or left out become null."""
-    complete = [{**row, "run": run, "layer": layer} for row in rows]
+    """Returns rows of the table `label`. Scores that are NaN, empty lists and what is left out become null."""
+    complete = [{**row, "run": run, "layer": layer, "promoted": row.get("promoted") or None} for row in rows]
     columns = [
         pa.array([row.get(field.name) for row in complete], field.type, from_pandas=True)
         for field in LABEL.schema
@@ -213,6 +213,7 @@ class _Labeller:
             "label": found.description.text(text) if described else NO_DESCRIPTION,
             "source": RULE,
             "kind": found.description.kind if described else UNDESCRIBED,
+            "promoted": [text.names[unit] for unit in found.description.promoted] if described else [],
             "f1_learning": f1_learning,
             **scores,
             **truth.accuracies(where),

@@ -163,9 +163,28 @@ def read_text(tokens: TokenArrays, sequences: int, strings: list[str]) -> LabelT
     }
     separator = np.zeros(token.shape, bool) if tokens.separator_id is None else token == tokens.separator_id
     positions = _Positions(unit, document, separator, names)
-    scored = scored_positions(token, tokens.separator_id)
-    halves = [positions.half(scored & (document % 2 == part)) for part in (0, 1)]
-    return LabelText(names, classes, *halves)
+    return LabelText(names, classes, *map(positions.half, _split(token, document, tokens.separator_id)))
+
+
+def scoring_index(tokens: TokenArrays, sequences: int) -> Int[np.ndarray, " position"]:
+    """Returns `LabelText.scoring.index` of the first `sequences` sequences, without reading the text.
+
+    Raises ValueError if the stored tokens are damaged.
+    """
+    rows = slice(sequences)
+    token = np.asarray(tokens.read(tokens.token, rows))
+    document = np.asarray(tokens.read(tokens.document, rows))
+    return np.flatnonzero(_split(token, document, tokens.separator_id)[1])
+
+
+def _split(
+    token: Int[np.ndarray, "sequence position"],
+    document: Int[np.ndarray, "sequence position"],
+    separator_id: int | None,
+) -> tuple[Bool[np.ndarray, "sequence position"], Bool[np.ndarray, "sequence position"]]:
+    """Returns masks of the scored positions of the learning and of the scoring documents."""
+    scored = scored_positions(token, separator_id)
+    return scored & (document % 2 == 0), scored & (document % 2 == 1)
 
 
 @dataclass(frozen=True)

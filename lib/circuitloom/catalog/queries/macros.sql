@@ -435,15 +435,22 @@ ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
 -- The best label of each feature of a run and layer by F1, with its scores. NULL for run or layer means all.
 -- example: SELECT feature, label, f1 FROM labels($run, $layer) ORDER BY f1 DESC, feature LIMIT 5
 CREATE OR REPLACE MACRO labels(of_run, of_layer) AS TABLE
-SELECT *
+SELECT
+    label.* REPLACE (
+        coalesce(label.output, said.output) AS output,
+        coalesce(label.output_low, said.output_low) AS output_low,
+        coalesce(label.output_high, said.output_high) AS output_high
+    )
 FROM label
+LEFT JOIN label_output AS said
+    ON said.run = label.run AND said.layer = label.layer AND said.feature = label.feature AND label.source = 'rule'
 WHERE
-    (of_run IS NULL OR run = of_run)
-    AND (of_layer IS NULL OR layer = of_layer)
+    (of_run IS NULL OR label.run = of_run)
+    AND (of_layer IS NULL OR label.layer = of_layer)
     -- these are only for comparison
-    AND source NOT IN ('frequent', 'planted')
-QUALIFY row_number() OVER (PARTITION BY run, layer, feature ORDER BY f1 DESC NULLS LAST, source) = 1
-ORDER BY run, layer, feature;
+    AND label.source NOT IN ('frequent', 'planted')
+QUALIFY row_number() OVER (PARTITION BY label.run, label.layer, label.feature ORDER BY label.f1 DESC NULLS LAST, label.source) = 1
+ORDER BY label.run, label.layer, label.feature;
 
 -- name: search_labels
 -- Features whose label contains a text, upper or lower case, the best described first.

@@ -1,4 +1,4 @@
-"""Table of the labels of features and their scores."""
+"""Tables of the labels of features and their scores."""
 
 import pyarrow as pa
 
@@ -61,7 +61,12 @@ LABEL = Table(
         **_score(
             "output",
             "share of contexts in which doubling the feature raises the log probability of the tokens that it "
-            "promotes; 0.5 is chance. Measured for features that a language model labels",
+            "promotes; 0.5 is chance. Measured here for features that a language model labels; that of a rule's label "
+            "is in the table `label_output`",
+        ),
+        "promoted": (
+            pa.list_(STRING),
+            "the next tokens that a rule's label names, without the space before them; null if it names none",
         ),
         "f1_learning": (FLOAT, "F1 on the documents from which the label was learned"),
         "n_tokens": (INT, "number of scoring tokens on which the feature fires"),
@@ -69,6 +74,24 @@ LABEL = Table(
             INT,
             "number of scoring tokens that were judged: all, or of a language model a balanced sample, whose F1 is "
             "weighted back to the shares of all tokens",
+        ),
+    },
+)
+
+LABEL_OUTPUT = Table(
+    "label_output",
+    "Output scores of labels by rules that name next tokens (``says `to` ``): whether the feature, doubled, raises the "
+    "probability of these tokens. The macro `labels` has them, too.",
+    ("run", "layer", "feature"),
+    {
+        "run": RUN_NAME,
+        "layer": LAYER,
+        "feature": FEATURE_INDEX,
+        "label": (STRING, "the label"),
+        **_score(
+            "output",
+            "share of contexts in which doubling the feature raises the log probability of the tokens in `promoted`, "
+            "together, as the next token; 0.5 is chance",
         ),
     },
 )
