@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
+from tests import lazy_checks
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # two test processes share two cores: threads that wait for each other would spin
@@ -19,12 +19,11 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 # a process in the background ignores interrupts, and so would the servers that tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# accept an int for a float, as PEP 484 does
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker ends without tearing down Python: DuckDB would print the types that beartype's caches hold, after the
     # summary. Callbacks run in reverse order, so this one runs last.
     atexit.register(os._exit, 0)
-install_import_hook("circuitloom", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+lazy_checks.install("circuitloom")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,78 @@
+"""Checks of types and shapes in all tests, by jaxtyping and beartype, at a smaller cost than theirs.
+
+What they do at every import and every call took a third of the time of the tests. Here
+
+1. beartype compiles the checks of a function when it is called for the first time. Most functions of the library are
+   not called in the process that runs a test file.
+2. functions without arrays in their signature get checks of types alone, without those of shapes.
+3. arguments are checked once per call. jaxtyping checks them again together with the result.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+# accept an int for a float, as PEP 484 does
+_decorate = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def install(package: str) -> None:
+    """Check all functions of a package that is imported later."""
+    # modules that the hook rewrites look the decorator up in jaxtyping
+    jaxtyping.jaxtyped = _checked
+    jaxtyping.install_import_hook(package, f"{__name__}.{check.__name__}")
+
+
+def check(function: FunctionType) -> Callable[..., Any]:
+    """Returns a function with checks of types. jaxtyping calls it with stand-ins of the library's functions: one
+    with the arguments, and one with the arguments and the result."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    # the second has the result as its last argument, under a name that starts with `ret`
+    if names and names[-1].startswith("ret") and "return" in function.__annotations__:
+        function.__annotations__ = {"return": function.__annotations__["return"]}
+    return _lazily(function)
+
+
+def _lazily(function: FunctionType) -> Callable[..., Any]:
+    checked: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if checked is None:
+            checked = _decorate(function)
+        return checked(*args, **kwargs)
+
+    return call
+
+
+def _checked(*, typechecker: Any) -> Callable[[Any], Any]:
+    """Replaces `jaxtyping.jaxtyped`. Returns a decorator of functions and classes."""
+
+    def decorate(decorated: Any) -> Any:
+        if isinstance(decorated, FunctionType) and not _has_arrays(decorated):
+            return _lazily(decorated)
+        return _jaxtyped(decorated, typechecker=typechecker)
+
+    return decorate
+
+
+def _has_arrays(function: FunctionType) -> bool:
+    """Whether an annotation of the function names an array, or may name one because it is a string."""
+    return any(map(_names_array, function.__annotations__.values()))
+
+
+def _names_array(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return True
+    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    parts = annotation if isinstance(annotation, list | tuple) else get_args(annotation)
+    return any(map(_names_array, parts))
