@@ -133,7 +133,7 @@ def write_label_outputs(
     )
 
 
-def ids_by_name(strings: Sequence[str]) -> dict[str, list[int]]:
+def ids_by_name(strings: list[str]) -> dict[str, list[int]]:
     """Maps the text of a token in labels to the ids of all tokens with this text, with and without a space before it.
 
     `strings` has the text of each token id.
