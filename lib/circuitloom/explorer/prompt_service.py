@@ -129,9 +129,11 @@ class GeneratedTexts:
 
     prompt: str
     steered: list[str]
-    """The tokens of the steered continuation, as they stand in a text."""
+    """Names of the tokens of the steered continuation."""
     untouched: list[str]
-    """The same of the untouched continuation."""
+    """Names of the tokens of the untouched continuation."""
+    spacing: str
+    """What stands between tokens in a text: a blank if they are words, else nothing."""
     kl: list[float]
     """KL(steered || untouched) in nats for each token of `steered`, as in `SteeredText`."""
     notes: list[str]
@@ -284,12 +286,9 @@ class PromptService:
             )
         generator = self._generators[run]
         found = generator.generate(prompt, changes, sampling, positions, report=progress)
-        # a tokenizer of words leaves out the blanks between them
-        blank = " " if generator.tokenizer.separate_words else ""
-        steered, untouched = (
-            [blank + name for name in found.names(text.token)] for text in (found.steered, found.untouched)
-        )
-        return GeneratedTexts(found.prompt.text, steered, untouched, found.kl.tolist(), found.notes)
+        steered, untouched = (found.names(text.token) for text in (found.steered, found.untouched))
+        spacing = " " if generator.tokenizer.separate_words else ""
+        return GeneratedTexts(found.prompt.text, steered, untouched, spacing, found.kl.tolist(), found.notes)
 
 
 def compare_predictions(

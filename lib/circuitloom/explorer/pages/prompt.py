@@ -11,7 +11,7 @@ from ...catalog.client import CatalogClient
 from ...core.formatting import format_token, format_value
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
-from ..components import aria, empty_note, notes_of, panel, signed, table
+from ..components import aria, empty_note, notes_of, panel, shaded, signed, table
 from ..prompt_service import (
     BackgroundJob,
     EditedPrediction,
@@ -248,15 +248,12 @@ def edited_view(result: EditedPrediction) -> Component:
 
 def generated_view(result: GeneratedTexts) -> Component:
     """Returns the steered text, shaded by KL, next to the untouched one."""
-    prompt = html.Span(result.prompt, className="given")
-    steered = [
-        html.Span(
-            piece,
-            title=f"KL(steered || untouched) {format_value(kl, 3)} nats",
-            style={"backgroundColor": f"rgba(214, 96, 40, {0.7 * min(kl / STRONG, 1):.3f})"},
-        )
-        for piece, kl in zip(result.steered, result.kl, strict=True)
-    ]
+    prompt = html.Span(result.prompt + result.spacing, className="given")
+    silent = [0.0] * len(result.untouched)
+    steered, untouched = (
+        shaded({"tokens": tokens, "activations": kl, "place": None}, STRONG, result.spacing)
+        for tokens, kl in ((result.steered, result.kl), (result.untouched, silent))
+    )
     largest = max(range(len(result.kl)), key=result.kl.__getitem__)
     summary = (
         "KL(steered || untouched) per token, both after the same text: mean "
@@ -268,8 +265,8 @@ def generated_view(result: GeneratedTexts) -> Component:
             *notes_of(result.notes),
             html.Div(
                 [
-                    html.Div([html.H3("steered"), html.P([prompt, *steered], className="text")]),
-                    html.Div([html.H3("untouched"), html.P([prompt, *result.untouched], className="text")]),
+                    html.Div([html.H3("steered"), html.P([prompt, steered], className="text")]),
+                    html.Div([html.H3("untouched"), html.P([prompt, untouched], className="text")]),
                 ],
                 className="pair",
             ),
