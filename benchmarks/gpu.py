@@ -25,6 +25,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CONTEXT = 128
 """Tokens per sequence."""
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+"""Keys of both configs."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Sizes:
 
 
 FULL = Sizes(
-    gpt2={"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12},
+    gpt2={"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, **ENDS},
     gemma={
         "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
         "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": 32768, **ENDS,
     },
     one_layer=4_194_304,
     all_layers=524_288,
@@ -68,11 +70,11 @@ FULL = Sizes(
     evaluation={"layer": 9, "width": 16384, "k": 64, "n-tokens": 200_000},
 )  # fmt: skip
 SMOKE = Sizes(
-    gpt2={"vocab_size": 96, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    gpt2={"vocab_size": 96, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2, **ENDS},
     gemma={
         "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 64,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 128, **ENDS,
     },
     one_layer=8192,
     all_layers=8192,

@@ -236,14 +236,15 @@ def test_separators_are_not_edited(tmp_path):
 
 
 def test_an_eos_ends_the_text(tmp_path):
-    made = generator(tmp_path)
-    free = steer(made, "set 1/3=9", 8)
+    made, changes, sampling = generator(tmp_path), parse_changes("set 1/3=9"), Sampling(12, 2.0, seed=3)
+    free = made.generate(TEXT, changes, sampling)
     assert find_ends(made.language_model, made.tokenizer) == {1, 2}
-    made.ends = {free.steered.token[3]}
-    first = free.steered.token.index(free.steered.token[3]) + 1
-    ended = steer(made, "set 1/3=9", 8)
-    assert ended.steered.token == free.steered.token[:first] and ended.steered.ended
-    assert len(ended.kl) == first and torch.equal(ended.kl, free.kl[:first])
+    tokens = free.steered.token
+    end = next(i for i in range(2, 12) if tokens[i] not in tokens[:i])
+    made.ends = {tokens[end]}
+    ended = made.generate(TEXT, changes, sampling)
+    assert ended.steered.token == tokens[: end + 1] and ended.steered.ended and not free.steered.ended
+    torch.testing.assert_close(ended.kl, free.kl[: end + 1], atol=1e-8, rtol=1e-4)
 
 
 def test_a_seed_determines_the_text_and_nothing_else_does(tmp_path):

@@ -149,7 +149,7 @@ def _generate_panel(params: Params) -> Component:
     }
     fields = [
         html.Label(
-            [html.Span("edits, such as set 2/887=30; ablate 1/12; scale 0/3=2; add 1/7@4=5"),
+            [html.Span("edits, such as set 2/887=30; ablate 1/12@4"),
              dcc.Input(edits, id="generate-edits", type="text")],
             className="field wide",
         ),
