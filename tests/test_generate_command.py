@@ -53,7 +53,7 @@ def generate(project, monkeypatch, capsys):
 
 def test_json_has_what_the_library_generates(generate, project) -> None:
     options = ["--run", "tc", "--tokens", "7", "--temperature", "0.8", "--top-k", "20", "--seed", "3"]
-    found = json.loads(generate(PROMPT, *OPTIONS, *options, "--positions", "-1,5", "--json"))
+    found = json.loads(generate(PROMPT, *OPTIONS, *options, "--positions=-1,5", "--json"))
     generator = open_generator(project / "results" / "quickstart", "tc")
     sampling = Sampling(7, 0.8, 20, 3)
     expected = generator.generate(PROMPT, parse_changes(CHANGES), sampling, "-1,5")
@@ -98,9 +98,9 @@ def test_the_terminal_shows_both_texts_and_the_kl_of_each_token(generate, projec
     [
         ([PROMPT], "no feature is edited; give --set, --ablate, --scale or --add"),
         ([PROMPT, "--set", "0/3"], "set '0/3' cannot be read; write set LAYER/NUMBER=VALUE"),
-        ([PROMPT, "--set", "x:0/3=1"], "has no run x; choose from clt, sae, tc"),
-        ([PROMPT, "--set", "0/3=1", "--run", "x"], "has no run x; choose from clt, sae, tc"),
-        ([PROMPT, "--set", "5/3=1"], "layer 5 has no dictionary; choose from 0, 1, 2"),
+        ([PROMPT, "--set", "x:0/3=1", "--tokens", "5"], "has no run x; choose from clt, sae, tc"),
+        ([PROMPT, "--set", "0/3=1", "--run", "x", "--tokens", "5"], "has no run x; choose from clt, sae, tc"),
+        ([PROMPT, "--set", "5/3=1", "--tokens", "5"], "layer 5 has no dictionary; choose from 0, 1, 2"),
         ([PROMPT, "--set", "0/3=1", "--tokens", "90"], "context is 32; ask for at most 27"),
         ([PROMPT, "--set", "0/3=1", "--study", "nowhere"], "there is no study nowhere"),
     ],

@@ -60,8 +60,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--positions",
         default="all",
         help="where features without @POSITION are edited: all, prompt, generated (generated tokens; the first of them "
-        "is predicted at the last position of the prompt), or numbers such as 3,4; negative ones count from the end "
-        "of the prompt (all)",
+        "is predicted at the last position of the prompt), or numbers such as 3,4; negative ones, such as "
+        "--positions=-1, count from the end of the prompt (all)",
     )
     parser.add_argument(
         "--study",
