@@ -5,14 +5,14 @@
 
 All sides take the most likely token, with the key-value cache, and the same number of tokens. Rounds alternate: bare is
 `generate` of transformers, untouched and steered are the two texts of `circuitloom generate`, and complete is the call
-that makes both and measures KL. Ratios are medians over the rounds.
+that makes both and measures KL. Ratios are medians over the rounds, by wall-clock time and by CPU time.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from timing import wall_seconds
+from timing import timed
 
 from circuitloom.core.script import set_threads
 
@@ -33,15 +33,17 @@ def main() -> None:
 
     from circuitloom.ablation.generation import Sampling, open_generator
     from circuitloom.config.circuits import parse_changes
+    from circuitloom.corpus.prompt_text import read_prompt
 
     torch.set_num_threads(args.threads)
     generator = open_generator(args.results, args.run)
     # texts of the same length
     generator.ends = set()
     changes, sampling = parse_changes(args.edits), Sampling(args.tokens)
-    module = generator.language_model.module
-    prompt = generator.generate(args.prompt, changes, Sampling(2)).prompt.token
-    token = torch.from_numpy(prompt)[None].to(generator.language_model.device)
+    model = generator.language_model
+    read = read_prompt(args.prompt, generator.tokenizer, generator.context)
+    hooks = generator.make_hooks(read, changes, len(read.token) + args.tokens)
+    token = torch.from_numpy(read.token)[None].to(model.device)
     options = {
         "do_sample": False,
         "use_cache": True,
@@ -52,29 +54,28 @@ def main() -> None:
 
     def bare() -> None:
         with torch.inference_mode():
-            found = module.generate(token, **options, **length)
+            found = model.module.generate(token, **options, **length)
         assert found.shape[1] == token.shape[1] + args.tokens
 
-    print("round  bare tokens/s  untouched  steered  complete")
-    ratios = []
-    bare()
+    sides = {
+        "bare": bare,
+        "untouched": lambda: generator.continue_text(read, sampling),
+        "steered": lambda: generator.continue_text(read, sampling, hooks),
+        "complete": lambda: generator.generate(args.prompt, changes, sampling),
+    }
+    for work in sides.values():
+        work()
+    assert generator.continue_text(read, sampling, hooks).cached, "the model's cache is not used"
+    print("tokens per second\nround" + "".join(f"{name:>12}" for name in sides))
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for i in range(args.rounds):
-        seconds = wall_seconds(bare)
-        results = []
-        complete = wall_seconds(
-            lambda found=results: found.append(generator.generate(args.prompt, changes, sampling))
-        )
-        untouched, steered = (each.seconds for each in (results[0].untouched, results[0].steered))
-        ratios.append([seconds / each for each in (untouched, steered, complete)])
-        rates = [args.tokens / each for each in (seconds, untouched, steered, complete)]
-        print(
-            f"{i:5}{rates[0]:15,.0f}{rates[1]:11,.0f}{rates[2]:9,.0f}{rates[3]:10,.0f}   "
-            f"cached: {results[0].steered.cached}",
-            flush=True,
-        )
-    medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
-    for name, ratio in zip(("untouched", "steered", "complete"), medians, strict=True):
-        print(f"{name} / bare: median {ratio:.2f}")
+        seconds = {name: timed(work) for name, work in sides.items()}
+        for name, (wall, processor) in seconds.items():
+            ratios[name].append((seconds["bare"][0] / wall, seconds["bare"][1] / processor))
+        print(f"{i:5}" + "".join(f"{args.tokens / wall:12,.0f}" for wall, _ in seconds.values()), flush=True)
+    for name in list(sides)[1:]:
+        wall, processor = (statistics.median(column) for column in zip(*ratios[name], strict=True))
+        print(f"{name} / bare: median {wall:.2f}, by CPU time {processor:.2f}")
 
 
 if __name__ == "__main__":

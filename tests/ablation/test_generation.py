@@ -87,7 +87,7 @@ def test_logits_with_the_cache_equal_those_without(architecture, tmp_path):
     """Beyond the sliding windows of 4 tokens, and with edits of two runs."""
     runs = {"tc": make_dictionaries(None, act="relu", k=None), "sae": sae("attn_added")}
     made = generator(tmp_path, architecture, **runs)
-    hooks = made._prepare(prompt(made), parse_changes("set 1/3=4; add sae:1/5=3"), len(TOKENS) + 9, "all")
+    hooks = made.make_hooks(prompt(made), parse_changes("set 1/3=4; add sae:1/5=3"), len(TOKENS) + 9, "all")
     cached, whole = GrowingText(made.language_model), GrowingText(made.language_model, cached=False)
     new, moved = TOKENS, 0.0
     for _ in range(8):
@@ -204,7 +204,7 @@ def test_features_of_two_runs_are_edited_together(architecture, site, tmp_path):
 def test_features_are_edited_at_the_named_positions(positions, edits, expected, tmp_path):
     made = generator(tmp_path)
     row, found = make_dictionaries(None)[1].W_dec[3], []
-    hooks = made._prepare(prompt(made), parse_changes(edits), len(TOKENS) + 6, positions)
+    hooks = made.make_hooks(prompt(made), parse_changes(edits), len(TOKENS) + 6, positions)
     text = GrowingText(made.language_model)
     # the comparison with a complete pass would be recorded, too
     text._checked = True
@@ -227,7 +227,7 @@ def test_features_are_edited_at_the_named_positions(positions, edits, expected, 
 def test_separators_are_not_edited(tmp_path):
     made = generator(tmp_path)
     read = prompt(made, BREAK)
-    hooks = made._prepare(read, parse_changes("add 1/3=1"), len(read.token) + 3, "all")
+    hooks = made.make_hooks(read, parse_changes("add 1/3=1"), len(read.token) + 3, "all")
     assert read.token[3] == 1 and hooks.editable.tolist() == [
         i not in (0, 3) for i in range(len(read.token) + 3)
     ]

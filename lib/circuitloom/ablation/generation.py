@@ -177,17 +177,21 @@ class TextGenerator:
                 f"the prompt has {len(read.token)} tokens and {sampling.tokens} more are asked for, the model's "
                 f"context is {self.context}; ask for at most {self.context - len(read.token)}"
             )
-        hooks = self._prepare(read, changes, length, positions)
+        hooks = self.make_hooks(read, changes, length, positions)
         report("generating the steered text")
-        steered = self._continue(read, sampling, hooks)
+        steered = self.continue_text(read, sampling, hooks)
         report("generating the untouched text")
-        untouched = self._continue(read, sampling, None)
+        untouched = self.continue_text(read, sampling, None)
         report("comparing the distributions")
         return SteeredText(read, steered, untouched, self._compare(read, steered, hooks), self.strings)
 
-    def _prepare(
-        self, read: PromptText, changes: Sequence[RunChange], length: int, positions: str
+    def make_hooks(
+        self, read: PromptText, changes: Sequence[RunChange], length: int, positions: str = ALL
     ) -> "SteeringHooks":
+        """Returns the edits of a text of at most `length` tokens that begins with the prompt `read`.
+
+        `changes`, `positions` and the errors are those of `generate`.
+        """
         prompt = torch.from_numpy(read.token)
         editable = torch.ones(length, dtype=torch.bool)
         # generated separators end the text, so that no pass has one
@@ -224,7 +228,14 @@ class TextGenerator:
         sites = {run: RunSites(self.dictionaries(run)) for run in edits}
         return SteeringHooks(self.language_model, sites, edits, editable.to(self.language_model.device))
 
-    def _continue(self, read: PromptText, sampling: Sampling, hooks: "SteeringHooks | None") -> Continuation:
+    @torch.inference_mode()
+    def continue_text(
+        self, read: PromptText, sampling: Sampling, hooks: "SteeringHooks | None" = None
+    ) -> Continuation:
+        """Returns the continuation of the prompt `read`, with the edits `hooks`, or untouched without.
+
+        Raises ValueError if a logit is not finite.
+        """
         started = time.perf_counter()
         text, choose = GrowingText(self.language_model), TokenChoice(sampling)
         chosen: list[int] = []
