@@ -29,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("train", type=Path, help="token array of the training split")
     parser.add_argument("--site", default="mlp_in")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "int8"])
+    parser.add_argument("--model-dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens", type=int, default=1_000_000, help="rows cached per round")
     parser.add_argument("--shard-rows", type=int, default=262_144)
     parser.add_argument("--batch", type=int, default=64, help="sequences per forward pass")
@@ -55,7 +56,7 @@ def main() -> None:
     from circuitloom.language_model.model import load_model
 
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
+    model = load_model(args.model, args.model_dtype)
     layers = "all" if args.layer is None else [args.layer]
     config = Activations(dtype=args.dtype, shard_rows=args.shard_rows, batch=args.batch, layers=layers)
     order = row_order(open_tokens(args.train), 0, args.shard_rows, args.tokens)

@@ -50,17 +50,19 @@ def main() -> None:
     model, site = load_model(args.model), Site("mlp_in", args.layer)
     held_out = load_held_out(open_tokens(args.tokens), Evaluation(tokens=args.n_tokens))
     d = capture(model, held_out.token[:1], [site])[site].shape[-1]
-    runs = {str(i): {args.layer: random_dictionary(i, args, d)} for i in range(args.runs)}
+    runs = {str(i): {args.layer: random_dictionary(i, args, d).to(model.device)} for i in range(args.runs)}
 
     @torch.inference_mode()
     def minimum() -> None:
         for part in held_out.batches(args.batch):
             which = prediction_targets(part.token, part.scored)
-            x = torch.randn(part.token.numel(), d)
+            x = torch.randn(part.token.numel(), d, device=model.device)
             for run in (None, *runs.values()):
                 log_probabilities(model.logits(part.token), which)
                 if run is not None:
                     x @ run[args.layer].W_enc.T
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     print("round  scored tokens/s    limit, tokens/s  share")
     shares = []

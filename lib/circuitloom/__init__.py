@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ablation.generation import TextGenerator, open_generator
     from .attribution.tracer import Tracer, open_tracer
     from .catalog.client import open_catalog
     from .dictionaries.dictionary import Dictionary, load_dictionary
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Dictionary": "dictionaries.dictionary",
+    "TextGenerator": "ablation.generation",
     "Tracer": "attribution.tracer",
     "load_dictionary": "dictionaries.dictionary",
     "load_held_out": "evaluation.held_out",
     "load_model": "language_model.model",
     "open_catalog": "catalog.client",
+    "open_generator": "ablation.generation",
     "open_tracer": "attribution.tracer",
     "prediction_sums": "evaluation.metrics",
     "reconstruction_sums": "evaluation.metrics",
@@ -35,11 +38,13 @@ _MODULES = {
 need torch or DuckDB."""
 __all__ = [
     "Dictionary",
+    "TextGenerator",
     "Tracer",
     "load_dictionary",
     "load_held_out",
     "load_model",
     "open_catalog",
+    "open_generator",
     "open_tracer",
     "prediction_sums",
     "reconstruction_sums",

@@ -12,6 +12,7 @@ from .catalog.engine_command import add_catalog_command
 from .core.errors import first_line
 from .core.layout import Layout
 from .export_command import add_commands
+from .generate_command import add_command as add_generate_command
 from .import_command import add_command as add_import_command
 
 
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--width", type=int, default=20, help="number of paths kept at each length (20)")
     trace.add_argument("--length", type=int, default=5, help="steps of the longest path (5)")
     trace.set_defaults(run_command=_trace)
+
+    add_generate_command(commands)
 
     explore = commands.add_parser("explore", help="serve the explorer of a study's results on this machine")
     explore.add_argument("study", nargs="?", default="quickstart", help="results/STUDY (quickstart)")

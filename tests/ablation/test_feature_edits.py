@@ -26,6 +26,7 @@ CHANGES = {
     "ablate": {},
     "scale": {"strength": 3.0},
     "clamp": {"strength": 0.5},
+    "add": {"strength": 0.7},
     "keep": {},
 }
 

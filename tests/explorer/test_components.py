@@ -1,7 +1,11 @@
 """Components that show tokens, and plots."""
 
+import pytest
+
 from circuitloom.explorer import plots
 from circuitloom.explorer.components import notes_of, shaded
+from circuitloom.explorer.pages.prompt import GENERATE, generated_view, read_settings
+from circuitloom.explorer.prompt_service import GeneratedTexts
 
 
 def text_of(component) -> str:
@@ -25,6 +29,28 @@ def test_parts_of_a_character_are_shaded_together() -> None:
 def test_words_are_separated() -> None:
     row = {"tokens": ["he", "was", ""], "activations": [0.0, 1.0, 0.0], "place": 1}
     assert text_of(shaded(row, 1.0, " ")) == "he was  "
+
+
+def test_the_shade_of_a_generated_token_is_its_kl() -> None:
+    kl = [0.0, 0.25, 2.0]
+    texts = GeneratedTexts("he was", ["caught", "by", "x"], ["caught", "in", "y"], " ", kl, ["a note"])
+    note, (steered, untouched), summary = (each.children for each in generated_view(texts).children)
+    assert note == "a note" and "mean 0.75 nats, largest 2 at 'x'" in summary
+    assert text_of(steered.children[1]) == "he was caught by x "
+    assert text_of(untouched.children[1]) == "he was caught in y "
+    spans = [each for each in steered.children[1].children[1].children if not isinstance(each, str)]
+    # full from 1 nat, and none at 0
+    shades = [(each.children, each.style["backgroundColor"].rpartition(" ")[2]) for each in spans]
+    assert shades == [("by", "0.163)"), ("x", "0.650)")]
+
+
+def test_settings_of_generated_text_are_read_from_the_fields() -> None:
+    expected = {"positions": "all", "tokens": 40, "temperature": 0.0, "top_k": None, "seed": 0}
+    assert read_settings(dict(GENERATE)) == read_settings(dict.fromkeys(GENERATE)) == expected
+    given = {"positions": "3, 4", "tokens": "5", "temperature": "0.5", "top_k": "7", "seed": "2"}
+    assert list(read_settings(given).values()) == ["3,4", 5, 0.5, 7, 2]
+    with pytest.raises(ValueError, match="top-k 'many': a whole number is needed"):
+        read_settings(GENERATE | {"top_k": "many"})
 
 
 def test_notes_are_paragraphs_with_their_invisible_characters() -> None:

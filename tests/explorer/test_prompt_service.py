@@ -119,6 +119,27 @@ def test_an_edit_shows_the_models_own_probabilities_before_and_the_edited_ones_a
     assert result(service.edit(TEXT, None, -1, same)).kl == pytest.approx(0, abs=1e-6)
 
 
+def test_generated_texts_are_those_of_the_library(service, tracer, monkeypatch) -> None:
+    from circuitloom.ablation.generation import Sampling, TextGenerator
+    from circuitloom.config.circuits import parse_changes
+
+    generator = TextGenerator(
+        tracer.language_model, tracer.tokenizer, tracer.context, lambda _run: tracer.dictionaries, "tc"
+    )
+    monkeypatch.setitem(service._generators, None, generator)
+    settings = {"tokens": 8, "temperature": 0.7, "top_k": 20, "seed": 4, "positions": "generated"}
+    found = result(service.generate(TEXT, None, "set 0/3=9; ablate 1/5", settings))
+    expected = generator.generate(
+        TEXT, parse_changes("set 0/3=9; ablate 1/5"), Sampling(8, 0.7, 20, 4), "generated"
+    )
+    assert (found.prompt, found.spacing, found.kl) == (TEXT, " ", expected.kl.tolist())
+    assert found.steered == [tracer.strings[number] for number in expected.steered.token]
+    assert found.untouched == [tracer.strings[number] for number in expected.untouched.token]
+    assert max(found.kl) > 0.01
+    changed = service.generate(TEXT, None, "set 0/3=9; ablate 1/5", settings | {"seed": 5})
+    assert result(changed).steered != found.steered
+
+
 def test_a_traced_prompt_has_its_row_graph_and_paths_strongest_first(service, tracer) -> None:
     from circuitloom.attribution.trace_tables import TraceRows
     from circuitloom.config.circuits import Circuits, Prompt
@@ -144,6 +165,7 @@ def test_invalid_jobs_fail_with_one_line(service) -> None:
     for job in (
         service.trace(TEXT, None, "nonsense"),
         service.edit(TEXT, None, 0, {"kind": "ablate", "features": ["x"]}),
+        service.generate(TEXT, None, "set 0/3", {"tokens": 3, "positions": "all"}),
     ):
         assert job.finished.wait(60)
         assert job.error and "\n" not in job.error

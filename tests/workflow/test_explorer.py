@@ -50,9 +50,37 @@ def test_a_prompt_runs_its_target_is_traced_and_its_features_are_edited(visit) -
     assert visit.text("#prompt-edited") == edited
 
 
+def test_text_is_generated_while_the_chosen_features_are_edited(visit) -> None:
+    visit.open(
+        link("try", prompt=PROMPT, features="0/1,1/3", kind="scale", strength=3), "#prompt-edited table"
+    )
+    visit.page.click("#generate-add")
+    visit.page.wait_for_function(
+        "() => document.querySelector('#generate-edits').value === 'scale 0/1,1/3=3'"
+    )
+    visit.page.fill("#generate-edits", "scale 0/1,1/3=3; add 1/5=9")
+    visit.page.fill("input[id*=tokens]", "12")
+    visit.page.click("#generate-run")
+    visit.page.wait_for_selector("#generate-texts .text")
+    text = visit.text("#generate-texts")
+    assert text.count(PROMPT) == 2 and float(text.split("mean ")[1].split()[0]) > 0
+    visit.settle()
+    visit.screenshot("tiny-generate")
+    assert "tokens=12" in visit.page.url and "seed" not in visit.page.url
+    # the address alone restores all of it
+    visit.open(visit.page.url.removeprefix(visit.address), "#generate-texts .text")
+    assert visit.text("#generate-texts") == text
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
+        ({"prompt": PROMPT, "edits": "set 0/1"}, "cannot be read; write set LAYER/NUMBER=VALUE"),
+        ({"prompt": PROMPT, "edits": "ablate 0/1", "tokens": "x"}, "tokens 'x': a whole number is needed"),
+        (
+            {"prompt": PROMPT, "edits": "ablate 0/1", "tokens": "9999"},
+            "more are asked for, the model's context is",
+        ),
         ({"prompt": "zebra zebra"}, "the tokenizer does not know the word 'zebra'"),
         ({"prompt": PROMPT, "target": "nonsense"}, "is no target; write logits"),
         ({"prompt": PROMPT, "target": "feature 0/9999"}, "layer 0 has features 0 to 127"),

@@ -1,23 +1,79 @@
-"""Feature edits: ablate, scale or clamp features, keep only some features, or patch features from another prompt."""
+"""Feature edits: ablate, scale, clamp or add to features, keep only some, or patch them from another prompt.
 
-from collections.abc import Callable, Sequence
+Each of these edits is affine: an activation z becomes factor * z + offset, with a factor and an offset per position and
+feature (`FeatureEdit`). `feature_hooks` applies edits in a pass of the original model. `apply_edits` also applies them
+in the linearized model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.direct_effects import AttributionTargets
 from ..attribution.linearized_model import LinearizedModel
 from ..attribution.targets import resolve_position
 from ..config.circuits import FeatureChange, parse_feature
-from ..dictionaries.cross_layer import add_by_layer
+from ..dictionaries.cross_layer import LayerDictionary, add_by_layer
 from ..language_model.hooks import Edit, Site, capture, edited
 from ..language_model.model import LanguageModel
-from .interventions import SourceEdit, edit_sources, run_free, run_frozen
+from .interventions import SourceEdit, SourceSites, edit_sources, run_free, run_frozen
 
-FeatureEdit = Callable[[Float[Tensor, "position feature"]], Float[Tensor, "position feature"]]
-"""Maps the activations of a layer to edited activations."""
+
+@dataclass(frozen=True)
+class FeatureEdit:
+    """An edit of features of one layer: the activation z becomes factor * z + offset."""
+
+    feature: Int[Tensor, " edited"]
+    """Features that can change, in ascending order."""
+    factor: Float[Tensor, "position edited"]
+    offset: Float[Tensor, "position edited"]
+
+    def __call__(self, z: Float[Tensor, "position feature"]) -> Float[Tensor, "position feature"]:
+        """Returns the activations of all features after the edit. z has a row for each position of the edit."""
+        return z.index_copy(1, self.feature, self.factor * z[:, self.feature] + self.offset)
+
+    def change(
+        self, z: Float[Tensor, "position edited"], at: slice = slice(None)
+    ) -> Float[Tensor, "position edited"]:
+        """Returns what the edit adds to the activations z of `feature` at the positions `at`. 0 where it changes
+        nothing."""
+        return self.factor[at] * z + self.offset[at] - z
+
+    def then(self, other: "FeatureEdit") -> "FeatureEdit":
+        """Returns one edit that does the same as this one, followed by `other`."""
+        feature = torch.cat([self.feature, other.feature]).unique()
+        first, second = self._spread(feature), other._spread(feature)
+        offset = second.factor * first.offset + second.offset
+        return FeatureEdit(feature, second.factor * first.factor, offset)
+
+    def _spread(self, feature: Int[Tensor, " more"]) -> "FeatureEdit":
+        """Returns the same edit with columns for all of `feature`."""
+        place = torch.searchsorted(feature, self.feature)
+        factor = self.factor.new_ones(len(self.factor), len(feature)).index_copy(1, place, self.factor)
+        offset = self.offset.new_zeros(len(self.offset), len(feature)).index_copy(1, place, self.offset)
+        return FeatureEdit(feature, factor, offset)
+
+
+@dataclass(frozen=True)
+class RunSites:
+    """The dictionaries of a run, transcoders or SAEs, as `SourceSites`."""
+
+    dictionaries: Mapping[int, LayerDictionary]
+
+    def site_in(self, layer: int) -> str:
+        """Returns the site that features of a layer read."""
+        return self.dictionaries[layer].site_in
+
+    def site_out(self, layer: int) -> str:
+        """Returns the site to which features of a layer write."""
+        return self.dictionaries[layer].site_out
+
+    def outputs(self, layer: int) -> tuple[int, ...]:
+        """Returns the layers that features of `layer` write to, in ascending order."""
+        return self.dictionaries[layer].outputs
 
 
 @dataclass(frozen=True)
@@ -41,37 +97,69 @@ def make_edits(
     A patch copies activations from the prompt of `other`. Raises ValueError if a feature, position or dictionary does
     not exist. Also raises ValueError if a patch has no `other`, or if the two prompts differ in length.
     """
-    places = [parse_feature(text) for text in change.features]
-    for place in places:
-        _check(model, place.layer, place.feature)
     if change.kind == "patch" and (other is None or len(other.captured) != len(model.captured)):
         raise ValueError("the prompts of a patch differ in length; choose one with the same number of tokens")
+    return place_edits(
+        model.dictionaries,
+        change,
+        torch.ones_like(model.replaced),
+        lambda position: resolve_position(position, model),
+        None if other is None else lambda layer: dense_activations(other, layer),
+    )
+
+
+def place_edits(
+    dictionaries: Mapping[int, LayerDictionary],
+    change: FeatureChange,
+    at: Bool[Tensor, " position"],
+    resolve: Callable[[int], int],
+    patch: Callable[[int], Float[Tensor, "position feature"]] | None = None,
+) -> dict[int, FeatureEdit]:
+    """Returns the edit of each layer that `change` names, for a text with as many positions as `at`.
+
+    `at` marks the positions where features without a position of their own are edited, and where `keep` removes the
+    other features. `resolve` converts a position that a feature names to one from the start of the text, and raises
+    ValueError if there is none. `patch` returns the activations of a layer for the kind `patch`. Raises ValueError if a
+    feature or dictionary does not exist.
+    """
+    places = [parse_feature(text) for text in change.features]
+    for place in places:
+        _check(dictionaries, place.layer, place.feature)
     edits = {}
     for layer in sorted({place.layer for place in places}):
-        mask = torch.zeros(len(model.captured), model.dictionaries[layer].width, dtype=torch.bool)
-        for place in places:
-            if place.layer == layer:
-                position = slice(None) if place.position is None else resolve_position(place.position, model)
-                mask[position, place.feature] = True
-        mask = mask.to(model.replaced.device)
-        edits[layer] = _edit(change, mask, None if other is None else dense_activations(other, layer))
+        own = [place for place in places if place.layer == layer]
+        dictionary, keep = dictionaries[layer], change.kind == "keep"
+        features = range(dictionary.width) if keep else sorted({place.feature for place in own})
+        mask = torch.zeros(len(at), len(features), dtype=torch.bool, device=at.device)
+        for place in own:
+            position = at if place.position is None else resolve(place.position)
+            mask[position, features.index(place.feature)] = True
+        feature = torch.tensor(list(features), device=at.device)
+        patched = None if patch is None else patch(layer)[:, feature]
+        factor, offset = _affine(change, patched)
+        mask = at[:, None] & ~mask if keep else mask
+        one = dictionary.W_enc.new_ones(())
+        edits[layer] = FeatureEdit(
+            feature, torch.where(mask, factor, one), torch.where(mask, offset, torch.zeros_like(one))
+        )
     return edits
 
 
-def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureEdit:
+def _affine(change: FeatureChange, patched: Tensor | None) -> tuple[float, Tensor | float]:
+    """Returns the factor and the offset of an edit, where it applies. `patched` has the activations for `patch`."""
     strength = change.strength or 0.0
     match change.kind:
-        case "ablate":
-            return lambda z: z.masked_fill(mask, 0.0)
+        case "ablate" | "keep":
+            return 0.0, 0.0
         case "scale":
-            return lambda z: torch.where(mask, z * strength, z)
+            return strength, 0.0
         case "clamp":
-            return lambda z: torch.where(mask, torch.full_like(z, strength), z)
-        case "keep":
-            return lambda z: z.masked_fill(~mask, 0.0)
+            return 0.0, strength
+        case "add":
+            return 1.0, strength
         case "patch":
-            assert patch is not None
-            return lambda z: torch.where(mask, patch, z)
+            assert patched is not None
+            return 0.0, patched
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
@@ -95,10 +183,10 @@ def apply_edits(
     """
     changes: dict[int, Tensor] = {}
     for layer, edit in edits.items():
-        z, dictionary = dense_activations(model, layer), model.dictionaries[layer]
-        change = (edit(z) - z) * model.replaced[:, None]
-        written = {output: (change @ dictionary.decoder(output))[None] for output in dictionary.outputs}
-        add_by_layer(changes, written)
+        z, dictionary = dense_activations(model, layer)[:, edit.feature], model.dictionaries[layer]
+        change = edit.change(z) * model.replaced[:, None]
+        rows = decoder_rows(dictionary, edit.feature)
+        add_by_layer(changes, {output: (change @ row)[None] for output, row in rows.items()})
     start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
         before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
@@ -117,26 +205,51 @@ def edited_probabilities(
     return model.captured.lm_head.probabilities(hidden[0, position]).float()
 
 
-def edit_hooks(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Site, Edit]:
-    """Returns hooks that edit the activations of the running pass, with all that they write."""
+def edit_hooks(model: LinearizedModel, edits: Mapping[int, FeatureEdit]) -> dict[Site, Edit]:
+    """Returns hooks that edit the activations of a pass over the prompt of `model`, with all that they write."""
+    return feature_hooks(model, edits, model.replaced)
+
+
+def feature_hooks(
+    sites: SourceSites,
+    edits: Mapping[int, FeatureEdit],
+    replaced: Bool[Tensor, " position"],
+    start: Callable[[], int] = lambda: 0,
+) -> dict[Site, Edit]:
+    """Returns hooks that edit the activations of the running pass, with all that they write.
+
+    A pass has one sequence. It may begin at any position of the text: `start` returns the number of tokens before its
+    first one. `replaced` marks the positions of the text where features can be edited, which excludes the first
+    position and separators.
+    """
 
     def change(layer: int, edit: FeatureEdit) -> Callable[[Tensor], SourceEdit]:
-        dictionary = model.dictionaries[layer]
+        dictionary, rows = sites.dictionaries[layer], decoder_rows(sites.dictionaries[layer], edit.feature)
 
         def at_layer(x: Tensor) -> SourceEdit:
-            z = dictionary.encode(x[0].to(dictionary.W_enc.dtype))
-            changed = torch.where(model.replaced[:, None], edit(z), z) - z
-            return lambda output, y: y + changed @ dictionary.decoder(output)
+            at = slice(start(), start() + x.shape[1])
+            z = dictionary.encode_features(x[0].to(dictionary.W_enc.dtype), edit.feature)
+            changed = edit.change(z, at) * replaced[at, None]
+            return lambda output, y: y + (changed @ rows[output]).to(y.dtype)
 
         return at_layer
 
-    return edit_sources(model, {layer: change(layer, edit) for layer, edit in edits.items()})
+    return edit_sources(sites, {layer: change(layer, edit) for layer, edit in edits.items()})
 
 
-def _check(model: LinearizedModel, layer: int, feature: int) -> None:
-    if layer not in model.dictionaries:
-        known = ", ".join(map(str, model.dictionaries))
+def decoder_rows(
+    dictionary: LayerDictionary, feature: Int[Tensor, " chosen"]
+) -> dict[int, Float[Tensor, "chosen d_out"]]:
+    """Returns the decoder rows of some features, in ascending order, to each layer that they write to."""
+    # all features: no copy of the decoder
+    rows = slice(None) if len(feature) == dictionary.width else feature
+    return {output: dictionary.decoder(output)[rows] for output in dictionary.outputs}
+
+
+def _check(dictionaries: Mapping[int, LayerDictionary], layer: int, feature: int) -> None:
+    if layer not in dictionaries:
+        known = ", ".join(map(str, dictionaries))
         raise ValueError(f"layer {layer} has no dictionary; choose from {known}")
-    width = model.dictionaries[layer].width
+    width = dictionaries[layer].width
     if feature >= width:
         raise ValueError(f"layer {layer} has features 0 to {width - 1}, not {feature}; choose one of them")

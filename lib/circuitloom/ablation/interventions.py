@@ -1,6 +1,7 @@
 """Measure how targets respond to interventions on the linearized model (frozen) and the original model (free)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..attribution.direct_effects import AttributionTargets, source_columns
 from ..attribution.linearized_model import LinearizedModel
+from ..dictionaries.cross_layer import LayerDictionary
 from ..language_model.hooks import Edit, ReadingEdit, Site, capture, edited
 from ..language_model.model import LanguageModel
 
@@ -154,8 +156,31 @@ SourceEdit = Callable[[int, Float[Tensor, "*batch d"]], Float[Tensor, "*batch d"
 or of this one."""
 
 
+@runtime_checkable
+class SourceSites(Protocol):
+    """Sites that the sources of each layer read and write. `LinearizedModel` has them for a prompt, and
+    `feature_edits.RunSites` for any run."""
+
+    @property
+    def dictionaries(self) -> Mapping[int, LayerDictionary]:
+        """The dictionaries by layer."""
+        ...
+
+    def site_in(self, layer: int) -> str:
+        """Returns the site that features of a layer read."""
+        ...
+
+    def site_out(self, layer: int) -> str:
+        """Returns the site to which features and errors of a layer write."""
+        ...
+
+    def outputs(self, layer: int) -> tuple[int, ...]:
+        """Returns the layers that features of `layer` write to, in ascending order."""
+        ...
+
+
 def edit_sources(
-    model: LinearizedModel, sources: Mapping[int, Callable[[Float[Tensor, "*batch d_in"]], SourceEdit]]
+    model: SourceSites, sources: Mapping[int, Callable[[Float[Tensor, "*batch d_in"]], SourceEdit]]
 ) -> dict[Site, Edit]:
     """Returns hooks that edit features and errors of several layers in a pass of the original model.
 

@@ -25,7 +25,7 @@ from ..core.tables import read_table
 from ..corpus.prompt_text import PromptText, read_prompt
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..corpus.tokens import open_tokens
-from ..dictionaries.cross_layer import LayerDictionary, load_layers
+from ..dictionaries.cross_layer import LayerDictionary, load_run
 from ..dictionaries.dictionary import CONFIG, is_transcoder
 from ..language_model.model import LanguageModel, load_model
 from .capture import ModelWeights, capture_pass, read_weights
@@ -245,13 +245,29 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
 def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
     """Open a tracer for the results of a study.
 
-    By default, the run is `most_traced_run`. If no prompt was traced, the run is the first of `transcoder_runs`.
-    Raises ValueError if a part of the results is missing, or if `run` is not one of `transcoder_runs`.
+    By default, the run is `default_run`. Raises ValueError if a part of the results is missing, or if `run` is not one
+    of `transcoder_runs`.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
     folder = Path(folder)
     layout = Layout(folder)
+    require_results(layout)
+    runs = transcoder_runs(folder)
+    if not runs:
+        raise ValueError(f"{layout.dictionaries}: no trained run of transcoders; train one")
+    run = run or default_run(folder)
+    if run not in runs:
+        raise ValueError(f"{run} is not a run of transcoders of {folder}; choose from {', '.join(runs)}")
+    model = load_model(layout.model, dtype)
+    found = load_run(folder, run, model.device)
+    context = open_tokens(layout.tokens("validation")).context
+    tokenizer = load_tokenizer(str(layout.tokenizer.resolve()))
+    return Tracer(model, tokenizer, run, found, context)
+
+
+def require_results(layout: Layout) -> None:
+    """Raise ValueError if the study has no model, tokenizer or dictionaries."""
     for part, stage in (
         (layout.model, "language_model"),
         (layout.tokenizer, "corpus"),
@@ -259,18 +275,12 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
     ):
         if not part.is_dir():
             raise ValueError(f"{part} is missing; run `snakemake --cores all {stage}` for this study first")
-    runs = transcoder_runs(folder)
-    if not runs:
-        raise ValueError(f"{layout.dictionaries}: no trained run of transcoders; train one")
-    run = run or most_traced_run(folder) or runs[0]
-    if run not in runs:
-        raise ValueError(f"{run} is not a run of transcoders of {folder}; choose from {', '.join(runs)}")
-    model = load_model(layout.model, dtype)
-    layers = sorted((layout.dictionaries / run).glob("layer*"))
-    found = load_layers((layer for layer in layers if (layer / CONFIG).is_file()), model.device)
-    context = open_tokens(layout.tokens("validation")).context
-    tokenizer = load_tokenizer(str(layout.tokenizer.resolve()))
-    return Tracer(model, tokenizer, run, found, context)
+
+
+def default_run(folder: Path) -> str | None:
+    """Returns the run that is used if none is named: `most_traced_run`, or if no prompt was traced the first of
+    `transcoder_runs`. Returns None if there are no transcoders."""
+    return most_traced_run(folder) or next(iter(transcoder_runs(folder)), None)
 
 
 def transcoder_runs(folder: Path) -> list[str]:

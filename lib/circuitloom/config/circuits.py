@@ -1,6 +1,7 @@
 """Config of the circuits: traced prompts and their targets, interventions, behaviours, and the analysis of weights."""
 
 import json
+import math
 import re
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ RESERVED = ("weights",)
 """Names that prompts and behaviours cannot have, because other folders of the stage have these names."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
+_FEATURE = r"\d+/\d+(?:@-?\d+)?"
 
 
 class AnswerText(NamedTuple):
@@ -114,20 +116,21 @@ def _check_feature(text: str) -> str:
 class FeatureChange(Section):
     """An intervention that changes the activations of features during a forward pass of the prompt."""
 
-    kind: Literal["ablate", "scale", "clamp", "keep", "patch"]
+    kind: Literal["ablate", "scale", "clamp", "add", "keep", "patch"]
     """Change of the activations of `features`. `ablate`: they become 0. `scale`: they are multiplied by `strength`.
-    `clamp`: they become `strength`. `keep`: all other features of the same layers become 0. `patch`: they become the
-    activations on the prompt `source`."""
+    `clamp`: they become `strength`. `add`: `strength` is added to them. `keep`: all other features of the same layers
+    become 0. `patch`: they become the activations on the prompt `source`."""
     features: Annotated[list[Annotated[str, AfterValidator(_check_feature)]], Field(min_length=1)]
     """Features to change, each written `LAYER/NUMBER` (at all positions) or `LAYER/NUMBER@POSITION`."""
     strength: float | None = None
-    """The factor of `scale`, or the activation of `clamp`. Other kinds do not have this key."""
+    """The factor of `scale`, the activation of `clamp`, or the difference of `add`. Other kinds do not have this
+    key."""
     source: str | None = None
     """For `patch`: the prompt whose activations are used. The two prompts must have the same number of tokens."""
 
     @model_validator(mode="after")
     def _complete(self) -> "FeatureChange":
-        if (self.kind in ("scale", "clamp")) != (self.strength is not None):
+        if (self.kind in ("scale", "clamp", "add")) != (self.strength is not None):
             needed = "needs" if self.strength is None else "takes no"
             raise ValueError(
                 f"{self.kind} {needed} `strength`; {'give it' if needed == 'needs' else 'leave it out'}"
@@ -138,6 +141,52 @@ class FeatureChange(Section):
                 f"{self.kind} {needed} `source`; {'give it' if needed == 'needs' else 'leave it out'}"
             )
         return self
+
+
+class RunChange(NamedTuple):
+    """An intervention on features of one run."""
+
+    run: str | None
+    """None: the run that is used if none is named."""
+    change: FeatureChange
+
+
+def parse_change(kind: str, text: str) -> RunChange:
+    """Parse an intervention: a kind of `FeatureChange` (or `set` for `clamp`), and a text such as `2/887=30`,
+    `2/887@5=30`, `RUN:2/887=30`, `1/12` or `1/12,1/13`.
+
+    Raises ValueError for any other text, and if the kind needs a value that is missing or takes none.
+    """
+    found = re.fullmatch(rf"(?:(.+):)?({_FEATURE}(?:\s*,\s*{_FEATURE})*)(?:=(.*))?", text.strip())
+    name = {"set": "clamp"}.get(kind, kind)
+    needs = name in ("scale", "clamp", "add")
+    if name not in ("ablate", "scale", "clamp", "add", "keep"):
+        raise ValueError(f"{kind!r} is no edit; write set, ablate, scale, add or keep")
+    example = "2/887=30" if needs else "2/887"
+    if not found or needs != (found[3] is not None):
+        raise ValueError(
+            f"{kind} {text!r} cannot be read; write {kind} LAYER/NUMBER{'=VALUE' if needs else ''}, such as {kind} "
+            f"{example}, with RUN: in front for another run and @POSITION after NUMBER for one position"
+        )
+    try:
+        strength = float(found[3]) if needs else None
+    except ValueError:
+        strength = math.nan
+    if strength is not None and not math.isfinite(strength):
+        raise ValueError(f"{kind} {text!r}: {found[3]!r} is no number; write {kind} {example}")
+    features = [feature.strip() for feature in found[2].split(",")]
+    return RunChange(found[1], FeatureChange(kind=name, features=features, strength=strength))  # type: ignore[arg-type]
+
+
+def parse_changes(text: str) -> list[RunChange]:
+    """Parse interventions separated by semicolons, each a kind and a feature: `set 2/887=30; ablate 1/12`.
+
+    The errors are those of `parse_change`. Raises ValueError if there are none.
+    """
+    parts = [part.split(maxsplit=1) for part in text.split(";") if part.strip()]
+    if not parts:
+        raise ValueError("no edit is named; write one such as set 2/887=30 or ablate 1/12")
+    return [parse_change(part[0], part[1] if len(part) > 1 else "") for part in parts]
 
 
 class Prompt(Section):

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.layout import Layout
 from .dictionary import (
     CONFIG,
     PLAIN_FIELDS,
@@ -320,6 +321,25 @@ def load_layers(
     if any(is_cross_layer(folder) for folder in folders):
         return dict(load_cross_layer_transcoder(folders, device, dtype).layers)
     return {each.layer: each for each in (load_dictionary(folder, device, dtype) for folder in folders)}
+
+
+def run_names(results: Path) -> list[str]:
+    """Returns the names of the runs of the study in the folder `results`, in alphabetical order."""
+    folders = Layout(results).dictionaries.glob(f"*/layer*/{CONFIG}")
+    return sorted({folder.parts[-3] for folder in folders})
+
+
+def load_run(results: Path, run: str, device: str | torch.device = "cpu") -> dict[int, LayerDictionary]:
+    """Load the dictionaries of a run of the study in the folder `results`, by layer.
+
+    Raises ValueError if there is no such run, and as `load_layers` does.
+    """
+    known = run_names(results)
+    if run not in known:
+        listed = ", ".join(known) or "none: run `snakemake dictionaries`"
+        raise ValueError(f"{results} has no run {run}; choose from {listed}")
+    layers = sorted((Layout(results).dictionaries / run).glob("layer*"))
+    return load_layers((layer for layer in layers if (layer / CONFIG).is_file()), device)
 
 
 def require_one_output(dictionary: LayerDictionary, user: str) -> Dictionary:

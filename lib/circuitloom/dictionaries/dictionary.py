@@ -101,6 +101,18 @@ class Encoder(ABC):
             return pre.relu()
         return torch.where(pre > self.threshold, pre, 0.0)
 
+    def encode_features(
+        self, x: Float[Tensor, "*batch d_in"], feature: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "*batch chosen"]:
+        """Returns the activations z of some features: encode(x)[..., feature], up to rounding."""
+        # under topk, the other features decide which ones are active
+        if self.act == "topk" or len(feature) == self.width:
+            return self.encode(x)[..., feature]
+        pre = x @ self.W_enc[feature].T + self.b_enc[feature]
+        if self.threshold is None:
+            return pre.relu()
+        return torch.where(pre > self.threshold[feature], pre, 0.0)
+
     def encode_sparse(
         self, x: Float[Tensor, "token d_in"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:

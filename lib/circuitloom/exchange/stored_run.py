@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.layout import Layout
-from ..dictionaries.cross_layer import LayerDictionary, load_layer
+from ..dictionaries.cross_layer import LayerDictionary, load_layer, run_names
 from ..dictionaries.dictionary import CONFIG, WEIGHTS
 from ..language_model.anatomy import Anatomy, read_anatomy
 from ..language_model.model_files import SOURCE
@@ -109,12 +109,6 @@ def describe_model(results: Path, name: str | None = None) -> ExportedModel:
     factor = json.loads((folder / "config.json").read_text()).get("residual_multiplier")
     changes = anatomy.norm_mlp_after is not None or (factor is not None and factor != 1)
     return ExportedModel(name or hub_name or own, hub_name, anatomy, changes)
-
-
-def run_names(results: Path) -> list[str]:
-    """Returns the names of the runs of the study in the folder `results`, in alphabetical order."""
-    folders = Layout(results).dictionaries.glob(f"*/layer*/{CONFIG}")
-    return sorted({folder.parts[-3] for folder in folders})
 
 
 def _layers_of(run: Path) -> list[int]:

@@ -106,8 +106,8 @@ def _cell(content: Content) -> Content:
 def shaded(row: Row, largest: float, spacing: str) -> Component:
     """Returns the tokens of an example as text, separated by `spacing`.
 
-    The shade of a token is its activation divided by `largest`. The token at index `place` is underlined. Tokens that
-    are parts of one character are shown together, with the largest of their activations as shade.
+    The shade of a token is its activation divided by `largest`. The token at index `place` is underlined, unless it is
+    None. Tokens that are parts of one character are shown together, with the largest of their activations as shade.
     """
     # neighbouring tokens without shade become one text, because a browser needs seconds for thousands of components
     pieces: list[Any] = [""]

@@ -1,6 +1,7 @@
 """Runs prompts for the explorer in background jobs, one at a time.
 
-A job computes the active features of a prompt, an attribution graph, or the result of a feature edit.
+A job computes the active features of a prompt, an attribution graph, the result of a feature edit, or a text that is
+generated while features are edited.
 """
 
 import threading
@@ -22,6 +23,7 @@ from .circuit_view import CircuitRows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ablation.generation import TextGenerator
     from ..attribution.linearized_model import LinearizedModel
     from ..attribution.tracer import Tracer
 
@@ -121,6 +123,23 @@ class EditedPrediction:
     """KL(before || after) in nats."""
 
 
+@dataclass(frozen=True)
+class GeneratedTexts:
+    """A text that is generated while features are edited, and the untouched continuation."""
+
+    prompt: str
+    steered: list[str]
+    """Names of the tokens of the steered continuation."""
+    untouched: list[str]
+    """Names of the tokens of the untouched continuation."""
+    spacing: str
+    """What stands between tokens in a text: a blank if they are words, else nothing."""
+    kl: list[float]
+    """KL(steered || untouched) in nats for each token of `steered`, as in `SteeredText`."""
+    notes: list[str]
+    """Lines that say how the prompt was read, and whether the model's cache was used."""
+
+
 class PromptService:
     """Runs jobs on a study's language model and transcoders. Jobs load both at first use."""
 
@@ -129,6 +148,7 @@ class PromptService:
         self._jobs = JobQueue()
         self._tracers: dict[str | None, Tracer] = {}
         self._linearized: tuple[tuple[str | None, str], LinearizedModel] | None = None
+        self._generators: dict[str | None, TextGenerator] = {}
 
     def features(self, prompt: str, run: str | None, retry: bool = True) -> BackgroundJob:
         """Returns the job that finds the active features of a prompt. The job's result is a `PromptFeatures`."""
@@ -147,6 +167,14 @@ class PromptService:
         """
         key = ("edit", prompt, run, position, repr(sorted(edit.items())))
         return self._jobs.start(key, lambda progress: self._edit(prompt, run, position, edit, progress))
+
+    def generate(self, prompt: str, run: str | None, edits: str, settings: dict[str, Any]) -> BackgroundJob:
+        """Returns the job that generates text while features are edited. The job's result is a `GeneratedTexts`.
+
+        `edits` is read by `parse_changes`. `settings` contains the fields of a `Sampling`, and `positions`.
+        """
+        key = ("generate", prompt, run, edits, repr(sorted(settings.items())))
+        return self._jobs.start(key, lambda progress: self._generate(prompt, run, edits, settings, progress))
 
     def _tracer(self, run: str | None, progress: Progress) -> "Tracer":
         if run not in self._tracers:
@@ -240,6 +268,27 @@ class PromptService:
         before = model.captured.probabilities(i)
         after = edited_probabilities(tracer.language_model, model, make_edits(model, change), i)
         return compare_predictions(i, before, after, tracer.strings)
+
+    def _generate(
+        self, prompt: str, run: str | None, edits: str, settings: dict[str, Any], progress: Progress
+    ) -> GeneratedTexts:
+        from ..ablation.generation import Sampling, make_generator
+        from ..config.circuits import parse_changes
+
+        changes, settings = parse_changes(edits), dict(settings)
+        positions = settings.pop("positions")
+        sampling = Sampling(**settings)
+        if run not in self._generators:
+            # the tracer's copy of the model
+            tracer = self._tracer(run, progress)
+            self._generators[run] = make_generator(
+                self.folder, tracer.language_model, tracer.tokenizer, tracer.run
+            )
+        generator = self._generators[run]
+        found = generator.generate(prompt, changes, sampling, positions, report=progress)
+        steered, untouched = (found.names(text.token) for text in (found.steered, found.untouched))
+        spacing = " " if generator.tokenizer.separate_words else ""
+        return GeneratedTexts(found.prompt.text, steered, untouched, spacing, found.kl.tolist(), found.notes)
 
 
 def compare_predictions(

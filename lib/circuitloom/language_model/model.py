@@ -52,7 +52,7 @@ class LanguageModel:
         self.module = module.eval().requires_grad_(False)
         self.anatomy = anatomy
         self.device = next(module.parameters()).device
-        # the model never generates text, so keys and values need not be cached
+        # most passes generate no text, so that keys and values need not be cached; `decoding` asks for them
         config: Any = getattr(module, "config", None)
         if hasattr(config, "use_cache"):
             config.use_cache = False

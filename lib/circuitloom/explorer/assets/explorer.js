@@ -73,10 +73,16 @@ window.dash_clientside = window.dash_clientside || {};
     },
     rememberEdit(at, clicks, features, kind, strength) {
       const edited = clicks && features;
-      const hasStrength = edited && (kind === "scale" || kind === "clamp");
+      const hasStrength = edited && ["scale", "clamp", "add"].includes(kind);
       return remember({
         at, features: edited ? features : null, kind: edited ? kind : null, strength: hasStrength ? strength : null,
       });
+    },
+    // Settings with their default values are left out of the address.
+    rememberGeneration(clicks, edits, values, ids, defaults) {
+      const settings = Object.fromEntries(ids.map(({ generate: name }, i) =>
+        [name, clicks && edits && values[i] !== defaults[name] ? values[i] : null]));
+      return remember({ ...settings, edits: clicks ? edits : null });
     },
     rememberGrid(filter, columns) {
       const order = (columns || [])

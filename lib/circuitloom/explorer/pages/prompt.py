@@ -1,4 +1,4 @@
-"""The page Try: runs a prompt, and shows active features, feature edits and an attribution graph."""
+"""The page Try: runs a prompt, and shows active features, feature edits, steered text and an attribution graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,25 @@ from ...catalog.client import CatalogClient
 from ...core.formatting import format_token, format_value
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
-from ..components import aria, empty_note, notes_of, panel, signed, table
-from ..prompt_service import BackgroundJob, EditedPrediction, PromptFeatures, PromptService, TracedPrompt
+from ..components import aria, empty_note, notes_of, panel, shaded, signed, table
+from ..prompt_service import (
+    BackgroundJob,
+    EditedPrediction,
+    GeneratedTexts,
+    PromptFeatures,
+    PromptService,
+    TracedPrompt,
+)
 from ..urls import Params, feature_link
 
-KINDS = ("ablate", "scale", "clamp", "keep")
+KINDS = ("ablate", "scale", "clamp", "add", "keep")
 """Kinds of feature edits."""
+WITH_STRENGTH = ("scale", "clamp", "add")
+"""Kinds that take a number."""
+GENERATE = {"positions": "all", "tokens": "40", "temperature": "0", "top_k": "", "seed": "0"}
+"""Settings of generated text, with their defaults, as text."""
+STRONG = 1.0
+"""KL in nats from which a token has the full shade."""
 TIMEOUT = 300
 """Maximum time in seconds to wait for a job."""
 PATHS = 12
@@ -38,6 +51,7 @@ def prompt_page(client: CatalogClient, params: Params) -> Component:
             dcc.Store("prompt-names", data=names | {"params": dict(params)}),
             dcc.Store("prompt-shown", data=None),
             dcc.Store("prompt-address"),
+            dcc.Store("prompt-defaults", data=GENERATE),
             dcc.Interval("prompt-tick", interval=250, disabled=not names["prompt"]),
             html.P(id="prompt-status", className="progress", role="status", **aria(live="polite")),
             html.Div(id="prompt-view"),
@@ -95,7 +109,8 @@ def features_view(found: PromptFeatures, params: Params) -> Component:
     fields = [
         ("edit", "field", dcc.Dropdown(list(KINDS), params.get("kind", "ablate"), id="prompt-kind", clearable=False,
                                        searchable=False, className="select")),
-        ("factor of scale, value of clamp", "field", dcc.Input(_strength(params), id="prompt-strength", type="number")),
+        ("factor of scale, value of clamp or add", "field",
+         dcc.Input(_strength(params), id="prompt-strength", type="number")),
         ("features, LAYER/NUMBER or LAYER/NUMBER@POSITION; click rows to add", "field wide",
          dcc.Input(params.get("features", ""), id="prompt-features", type="text")),
     ]  # fmt: skip
@@ -117,7 +132,43 @@ def features_view(found: PromptFeatures, params: Params) -> Component:
                 html.Div([*controls, button], className="controls"),
                 dcc.Loading(html.Div(id="prompt-edited", className="soon"), delay_show=200),
             ),
+            _generate_panel(params),
         ]
+    )
+
+
+def _generate_panel(params: Params) -> Component:
+    """Returns the controls of text that is generated while features are edited, and a place for the text."""
+    edits = params.get("edits", "")
+    names = {
+        "positions": "positions: all, prompt, generated or 3,4",
+        "tokens": "tokens",
+        "temperature": "temperature; 0: most likely token",
+        "top_k": "top-k",
+        "seed": "seed",
+    }
+    fields = [
+        html.Label(
+            [html.Span("edits, such as set 2/887=30; ablate 1/12@4"),
+             dcc.Input(edits, id="generate-edits", type="text")],
+            className="field wide",
+        ),
+        *(
+            html.Label(
+                [html.Span(text), dcc.Input(params.get(name, GENERATE[name]), id={"generate": name}, type="text")],
+                className="field",
+            )
+            for name, text in names.items()
+        ),
+    ]  # fmt: skip
+    buttons = [
+        html.Button("Add the edit above", id="generate-add", n_clicks=0),
+        html.Button("Generate", id="generate-run", n_clicks=int(bool(edits)), className="first"),
+    ]
+    return panel(
+        "Generate text while features are edited",
+        html.Div([*fields, *buttons], className="controls"),
+        dcc.Loading(html.Div(id="generate-texts", className="soon"), delay_show=200),
     )
 
 
@@ -193,6 +244,49 @@ def edited_view(result: EditedPrediction) -> Component:
     head = ["next token", "before", "after", "difference", ""]
     summary = f"at position {result.position}; KL(before || after) {format_value(result.kl, 3)} nats"
     return html.Div([html.P(summary, className="count"), table(head, rows, (0, 4))])
+
+
+def generated_view(result: GeneratedTexts) -> Component:
+    """Returns the steered text, shaded by KL, next to the untouched one."""
+    prompt = html.Span(result.prompt + result.spacing, className="given")
+    silent = [0.0] * len(result.untouched)
+    steered, untouched = (
+        shaded({"tokens": tokens, "activations": kl, "place": None}, STRONG, result.spacing)
+        for tokens, kl in ((result.steered, result.kl), (result.untouched, silent))
+    )
+    largest = max(range(len(result.kl)), key=result.kl.__getitem__)
+    summary = (
+        "KL(steered || untouched) per token, both after the same text: mean "
+        f"{format_value(sum(result.kl) / len(result.kl), 3)} nats, largest {format_value(result.kl[largest], 3)} at "
+        f"{format_token(result.steered[largest])!r}. The shade of a token is its KL, full from {STRONG:g} nat."
+    )
+    return html.Div(
+        [
+            *notes_of(result.notes),
+            html.Div(
+                [
+                    html.Div([html.H3("steered"), html.P([prompt, steered], className="text")]),
+                    html.Div([html.H3("untouched"), html.P([prompt, untouched], className="text")]),
+                ],
+                className="pair",
+            ),
+            html.P(summary, className="count"),
+        ]
+    )
+
+
+def read_settings(values: dict[str, str | None]) -> dict[str, Any]:
+    """Returns the settings of generated text from the text of their fields. Raises ValueError if one is no number."""
+    kinds: dict[str, type] = {"tokens": int, "temperature": float, "top_k": int, "seed": int}
+    read: dict[str, Any] = {"positions": (values["positions"] or GENERATE["positions"]).replace(" ", "")}
+    for name, kind in kinds.items():
+        text = (values[name] or GENERATE[name]).strip()
+        try:
+            read[name] = kind(text) if text else None
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{name.replace('_', '-')} {text!r}: {wanted} is needed") from None
+    return read
 
 
 def _bars(before: float, after: float) -> Component:
@@ -280,6 +374,7 @@ def register_prompt(app: Dash, client: CatalogClient, service: PromptService) ->
         return view, trace_part, f"{status} …" if status else None, all_done, ready
 
     _register_edits(app, client, service)
+    _register_generation(app, service)
     _register_address(app)
 
 
@@ -326,11 +421,51 @@ def _register_edits(app: Dash, client: CatalogClient, service: PromptService) ->
         if not clicks:
             return no_update
         change: dict[str, Any] = {"kind": kind, "features": _listed(features)}
-        if kind in ("scale", "clamp"):
+        if kind in WITH_STRENGTH:
             change["strength"] = strength
         job = service.edit(names["prompt"], names["run"], at, change)
         job.finished.wait(TIMEOUT)
         return _outcome(job, edited_view)
+
+
+def _register_generation(app: Dash, service: PromptService) -> None:
+    """Register the callbacks that collect edits and generate text."""
+
+    @app.callback(
+        Output("generate-edits", "value"),
+        Input("generate-add", "n_clicks"),
+        State("generate-edits", "value"),
+        State("prompt-features", "value"),
+        State("prompt-kind", "value"),
+        State("prompt-strength", "value"),
+        prevent_initial_call=True,
+    )
+    def add(_clicks: int, edits: str | None, features: str | None, kind: str, strength: float | None):
+        value = f"={0 if strength is None else strength:g}" if kind in WITH_STRENGTH else ""
+        known = [each.strip() for each in (edits or "").split(";") if each.strip()]
+        chosen = ",".join(_listed(features))
+        return "; ".join([*known, f"{kind} {chosen}{value}"] if chosen else known)
+
+    @app.callback(
+        Output("generate-texts", "children"),
+        Input("generate-run", "n_clicks"),
+        State("prompt-names", "data"),
+        State("generate-edits", "value"),
+        State({"generate": ALL}, "value"),
+        State({"generate": ALL}, "id"),
+    )
+    def generate(
+        clicks: int, names: dict[str, Any], edits: str | None, values: list[str], ids: list[dict[str, str]]
+    ):
+        if not clicks:
+            return no_update
+        try:
+            settings = read_settings({key["generate"]: value for key, value in zip(ids, values, strict=True)})
+        except ValueError as error:
+            return html.P(str(error), className="error", role="alert")
+        job = service.generate(names["prompt"], names["run"], edits or "", settings)
+        job.finished.wait(TIMEOUT)
+        return _outcome(job, generated_view)
 
 
 def _listed(features: str | None) -> list[str]:
@@ -356,6 +491,16 @@ def _register_address(app: Dash) -> None:
         State("prompt-features", "value"),
         State("prompt-kind", "value"),
         State("prompt-strength", "value"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("circuitloom", "rememberGeneration"),
+        Output("prompt-address", "data", allow_duplicate=True),
+        Input("generate-run", "n_clicks"),
+        State("generate-edits", "value"),
+        State({"generate": ALL}, "value"),
+        State({"generate": ALL}, "id"),
+        State("prompt-defaults", "data"),
         prevent_initial_call=True,
     )
 
