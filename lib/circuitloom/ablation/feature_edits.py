@@ -48,30 +48,40 @@ def make_edits(
         raise ValueError("the prompts of a patch differ in length; choose one with the same number of tokens")
     edits = {}
     for layer in sorted({place.layer for place in places}):
-        mask = torch.zeros(len(model.captured), model.dictionaries[layer].width, dtype=torch.bool)
+        # masks of the named features alone: those of all features of all layers may not fit into memory
+        named = sorted({place.feature for place in places if place.layer == layer})
+        mask = torch.zeros(len(model.captured), len(named), dtype=torch.bool)
         for place in places:
             if place.layer == layer:
                 position = slice(None) if place.position is None else resolve_position(place.position, model)
-                mask[position, place.feature] = True
-        mask = mask.to(model.replaced.device)
-        edits[layer] = _edit(change, mask, None if other is None else dense_activations(other, layer))
+                mask[position, named.index(place.feature)] = True
+        feature = torch.tensor(named, device=model.replaced.device)
+        patch = None if other is None else dense_activations(other, layer)[:, feature]
+        edits[layer] = _edit(change, feature, mask.to(feature.device), patch)
     return edits
 
 
-def _edit(change: FeatureChange, mask: Tensor, patch: Tensor | None) -> FeatureEdit:
+def _edit(change: FeatureChange, feature: Tensor, mask: Tensor, patch: Tensor | None) -> FeatureEdit:
+    """Returns the edit of the columns `feature` where `mask` is true. `mask` and `patch` have these columns."""
     strength = change.strength or 0.0
-    match change.kind:
-        case "ablate":
-            return lambda z: z.masked_fill(mask, 0.0)
-        case "scale":
-            return lambda z: torch.where(mask, z * strength, z)
-        case "clamp":
-            return lambda z: torch.where(mask, torch.full_like(z, strength), z)
-        case "keep":
-            return lambda z: z.masked_fill(~mask, 0.0)
-        case "patch":
-            assert patch is not None
-            return lambda z: torch.where(mask, patch, z)
+
+    def edit(z: Tensor) -> Tensor:
+        own = z[:, feature]
+        match change.kind:
+            case "ablate":
+                edited_own = own.masked_fill(mask, 0.0)
+            case "scale":
+                edited_own = torch.where(mask, own * strength, own)
+            case "clamp":
+                edited_own = torch.where(mask, torch.full_like(own, strength), own)
+            case "keep":
+                return torch.zeros_like(z).index_copy_(1, feature, own.masked_fill(~mask, 0.0))
+            case "patch":
+                assert patch is not None
+                edited_own = torch.where(mask, patch, own)
+        return z.index_copy(1, feature, edited_own)
+
+    return edit
 
 
 def dense_activations(model: LinearizedModel, layer: int) -> Float[Tensor, "position feature"]:
@@ -97,7 +107,7 @@ def apply_edits(
     for layer, edit in edits.items():
         z, dictionary = dense_activations(model, layer), model.dictionaries[layer]
         change = (edit(z) - z) * model.replaced[:, None]
-        written = {output: (change @ dictionary.decoder(output))[None] for output in dictionary.outputs}
+        written = {output: dictionary.write_to(change, output)[None] for output in dictionary.outputs}
         add_by_layer(changes, written)
     start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
@@ -124,9 +134,9 @@ def edit_hooks(model: LinearizedModel, edits: dict[int, FeatureEdit]) -> dict[Si
         dictionary = model.dictionaries[layer]
 
         def at_layer(x: Tensor) -> SourceEdit:
-            z = dictionary.encode(x[0].to(dictionary.W_enc.dtype))
+            z = dictionary.encode(x[0].to(dictionary.dtype))
             changed = torch.where(model.replaced[:, None], edit(z), z) - z
-            return lambda output, y: y + changed @ dictionary.decoder(output)
+            return lambda output, y: y + dictionary.write_to(changed, output)
 
         return at_layer
 
