@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.activations.inputs import make_tokens
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import CONTEXT, D_MODEL
 
@@ -22,8 +23,10 @@ from circuitloom.dictionaries.cross_layer import (
 )
 from circuitloom.dictionaries.dictionary import Encoder, load_dictionary, save_dictionary
 from circuitloom.dictionaries.mapped_file import MAPPED, MappedFile
+from circuitloom.evaluation.held_out import load_sequences
 from circuitloom.evaluation.replacement import reconstruct
 from circuitloom.features.basis import dictionary_basis
+from circuitloom.features.external_sort import encode_block
 
 TEXT = "w9 w20 w31 w9 w44 w20 w17 w12 w60 w31"
 ACTS = {"topk": {}, "relu": {"act": "relu", "k": None}, "threshold": {"act": "threshold", "k": None}}
@@ -157,3 +160,20 @@ def test_a_small_dictionary_is_loaded_and_a_damaged_large_one_is_refused(tmp_pat
     weights.write_bytes(whole)
     monkeypatch.setitem(MAPPED, "cpu", 2**27)
     assert load_dictionary(folder, mapped=True).file is None
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_mapped_encoder_is_read_once_per_block_of_tokens_and_gives_the_same_block(act, tmp_path):
+    model = load_tiny("llama", tmp_path)
+    sequences = load_sequences(make_tokens(30), slice(None))
+    (_, folder, *_) = saved(tmp_path, "transcoder", **keys_of(act))
+    calls = []
+    mapped, loaded = (
+        dictionary_basis("tc", 1, load_dictionary(folder, mapped=mapped)) for mapped in (True, False)
+    )
+    encode = mapped.encode
+    counted = replace(mapped, encode=lambda x: calls.append(len(x)) or encode(x))
+    mine, theirs = encode_block([counted, loaded], model, sequences, 3)
+    assert calls == [sequences.n_tokens]
+    assert (mine.start == theirs.start).all() and (mine.offset == theirs.offset).all()
+    assert abs(mine.value - theirs.value).max() < 1e-5 and len(mine.value) > 1000

@@ -114,6 +114,8 @@ class TraceRows:
             "notes": list(trace.notes),
             "dtype": str(trace.graph.effect.dtype).removeprefix("torch."),
             "n_active": len(trace.model.features),
+            "n_rows": trace.graph.coverage.rows,
+            "unfollowed": trace.graph.coverage.unfollowed,
             "n_nodes": len(trace.graph.node),
             "n_edges": len(trace.graph.effect),
             "replacement_score": scores.replacement,

@@ -39,6 +39,8 @@ class FeatureBasis:
     bias: Float[Tensor, " feature"] | None
     digest: str
     """Digest of the weights and settings that determine the feature activations."""
+    mapped: bool = False
+    """Whether `encode` reads the encoder from its file at each call, and computes some features at a time."""
 
 
 def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> FeatureBasis:
@@ -56,6 +58,7 @@ def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> Featu
         encoder_norm=dictionary.encoder_norm,
         bias=dictionary.b_enc,
         digest=f"{weights_digest(weights)} {dictionary.act} {dictionary.k} {dictionary.site_in}",
+        mapped=dictionary.file is not None,
     )
 
 

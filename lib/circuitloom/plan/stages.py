@@ -9,7 +9,7 @@ from ..config.language_model import HubModel, Pretrain
 from ..core.layout import NEURONS
 from ..evaluation.replacement import ENCODE_ELEMENTS
 from ..evaluation.scoring import HIDDEN_BYTES
-from ..features.external_sort import ENCODE_BATCH
+from ..features.external_sort import BLOCK_POSITIONS, ENCODE_BATCH
 from ..language_model.kernels import ROWS
 from ..language_model.lm_head import BLOCK_ELEMENTS, CACHE_ELEMENTS
 from .case_loads import case_load
@@ -264,11 +264,13 @@ def features(study: Study, held_out: float) -> Work:
         for device in ("cpu", "cuda")
     )
     mapped = [run for run in runs if is_mapped(run, shape.d_model, study.layers, "cuda")]
-    # a mapped encoder is read for each batch, and computes a block of features at a time
-    encoders = layers * sum(4 * run.width * shape.d_model for run in mapped) * tokens / ENCODE_BATCH
+    # a mapped encoder is read for each block of tokens, and computes a block of features at a time
+    encoders = layers * sum(4 * run.width * shape.d_model for run in mapped) * tokens / BLOCK_POSITIONS
     at_once = [run.width for run in runs if run not in mapped] + [shape.d_mlp] * (config.neurons != 0)
     # what each layer reads and writes, and the unembedding with the gain of the final norm
     read = number_bytes(study) * 2 * positions * shape.d_model * layers / groups
+    # inputs of a block of tokens wait for a mapped encoder
+    waiting = 4 * BLOCK_POSITIONS * shape.d_model * layers / groups * bool(mapped)
     unembedding = 4 * vocabulary(shape) * shape.d_model
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
@@ -281,6 +283,7 @@ def features(study: Study, held_out: float) -> Work:
         + forward_bytes(study, positions)
         + weights
         + read
+        + waiting
         + unembedding
         + TABULATING_BYTES,
         operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
@@ -288,7 +291,10 @@ def features(study: Study, held_out: float) -> Work:
         starts=tabulated * groups,
         gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
         host_memory=PROCESS_BYTES + TABULATING_BYTES,
-        gpu_memory=forward_bytes(study, positions) + on_gpu + 8 * ENCODE_BATCH * max(at_once, default=0),
+        gpu_memory=forward_bytes(study, positions)
+        + on_gpu
+        + waiting
+        + 8 * ENCODE_BATCH * max(at_once, default=0),
         read=sum(weight_bytes(run, shape.d_model, study.layers) for run in runs) * layers + encoders,
         sorted_activations=tokens * sum(fires) * layers,
         files=6 * len(fires) * layers,
