@@ -20,7 +20,7 @@ from pathlib import Path
 
 HEAD = (
     "| tokens | rows | active features | rows computed | not followed | replacement, completeness | nodes | edges "
-    "| seconds | peak RSS GB | anonymous GB |"
+    "| seconds | CPU seconds | peak RSS GB | anonymous GB |"
 )
 
 
@@ -134,19 +134,24 @@ def measure(options: argparse.Namespace) -> str:
     # the prompt as tokens, so that its length is exact
     tracer.read = lambda text, special=False: PromptText(tokenizer, "", False, token, ())
     config = Circuits(rows=rows if rows == "all" else float(rows), ablated=options.ablated)
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
+
+    def say(line: str) -> None:
+        print(f"{time.process_time() - started_cpu:.1f} CPU s: {line}", file=sys.stderr, flush=True)
+
     with torch.inference_mode():
         graph = None
         if options.part == "all":
-            trace = tracer.trace(Prompt(text="the prompt"), config)
-            model, graph = trace.model, trace.graph
-            print(trace.checks.identity_error, trace.checks.frozen_error, trace.checks.free_correlation)
+            trace = tracer.trace(Prompt(text="the prompt"), config, say)
+            model, graph, checks = trace.model, trace.graph, trace.checks
+            say(f"identity within {checks.identity_error:.1e}, frozen ablations {checks.frozen_error:.1e}")
         else:
             model = tracer.linearize(tracer.read(""))
+        say(f"{len(model.features)} active features")
         if options.part == "graph":
             roots, _ = find_roots(model, parse_target("logits"), tracer.strings)
             graph = trace_graph(model, roots, config.node_share, config.edge_share, config.row_share)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - started_cpu
     computed, left, nodes, edges, replacement = "", "", "", "", ""
     if graph is not None:
         computed, left = graph.coverage.rows, f"{graph.coverage.unfollowed:.4f}"
@@ -157,7 +162,18 @@ def measure(options: argparse.Namespace) -> str:
         for line in Path("/proc/self/status").read_text().splitlines()
         if line.startswith("VmHWM")
     )
-    cells = (length, rows, len(model.features), computed, left, replacement, nodes, edges, f"{seconds:.1f}")
+    cells = (
+        length,
+        rows,
+        len(model.features),
+        computed,
+        left,
+        replacement,
+        nodes,
+        edges,
+        f"{seconds:.1f}",
+        f"{cpu:.1f}",
+    )
     return f"| {' | '.join(map(str, cells))} | {resident / 1e6:.2f} | {peak.stop() / 1e6:.2f} |"
 
 

@@ -96,7 +96,9 @@ def test_a_list_of_edges_gives_the_graph_of_a_matrix(architecture, kind, kept, t
 def test_edges_that_are_dropped_on_the_way_leave_those_that_hold_the_share(edge_share, tiny, monkeypatch):
     linearized = make_linearized(tiny("llama"), token=LONG)
     roots, columns = make_roots(linearized), source_columns(linearized)
-    node = torch.arange(0, len(columns) + len(roots.weight), 2)
+    # all roots are always kept
+    root = torch.arange(len(columns), len(columns) + len(roots.weight))
+    node = torch.cat([torch.arange(0, len(columns), 2), root])
     weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
     counted = counted_sources(columns)
     arguments = (linearized, roots, node, columns)

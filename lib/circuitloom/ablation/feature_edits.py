@@ -50,11 +50,12 @@ def make_edits(
     for layer in sorted({place.layer for place in places}):
         # masks of the named features alone: those of all features of all layers may not fit into memory
         named = sorted({place.feature for place in places if place.layer == layer})
+        column = {each: i for i, each in enumerate(named)}
         mask = torch.zeros(len(model.captured), len(named), dtype=torch.bool)
         for place in places:
             if place.layer == layer:
                 position = slice(None) if place.position is None else resolve_position(place.position, model)
-                mask[position, named.index(place.feature)] = True
+                mask[position, column[place.feature]] = True
         feature = torch.tensor(named, device=model.replaced.device)
         patch = None if other is None else dense_activations(other, layer)[:, feature]
         edits[layer] = _edit(change, feature, mask.to(feature.device), patch)
