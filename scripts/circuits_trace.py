@@ -14,7 +14,7 @@ with job("circuits", snakemake):
     source, params, output = snakemake.input, snakemake.params, snakemake.output
     config = Circuits.model_validate(params.config)
     model = load_model(source.model, config.dtype)
-    dictionaries = load_layers(source.dictionaries, model.device)
+    dictionaries = load_layers(source.dictionaries, model.device, mapped=True)
     tracer = Tracer(model, load_tokenizer(source.tokenizer), params.run, dictionaries, params.context)
     for number, (name, prompt) in enumerate(params.prompts.items()):
         trace = tracer.trace(Prompt.model_validate(prompt), config)

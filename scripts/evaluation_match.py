@@ -21,7 +21,7 @@ with job("evaluation", snakemake):
     names = [run for runs in params.sweeps.values() for run in runs]
     dictionaries = {layer: {} for layer in params.layers}
     for (run, layer), folder in zip(product(names, params.layers), source.dictionaries, strict=True):
-        dictionaries[layer][run] = load_layer(folder, model.device)
+        dictionaries[layer][run] = load_layer(folder, model.device, mapped=True)
     rows = list(match_concepts(model, dictionaries, held_out, annotations, config))
     files = {file: set(runs) for runs, file in zip(params.sweeps.values(), output.dictionaries, strict=True)}
     files[output.bases] = {NEURONS, RESIDUAL}

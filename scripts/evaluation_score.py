@@ -17,7 +17,7 @@ with job("evaluation", snakemake):
     held_out = load_held_out(open_tokens(source.tokens), config)
     model = load_model(source.model, params.dtype)
     folders = zip(product(params.runs, params.layers), source.dictionaries, strict=True)
-    dictionaries = {key: load_layer(folder, model.device) for key, folder in folders}
+    dictionaries = {key: load_layer(folder, model.device, mapped=True) for key, folder in folders}
     keys = [*dictionaries] if output.get("metric") else []
     keys += [(run, ALL_LAYERS) for run in params.together]
     rows = score_rows(model, dictionaries, keys, read_baselines(source.baselines), held_out, config.batch)

@@ -19,7 +19,7 @@ with job("features", snakemake):
     model = load_model(source.model, params.dtype)
     tables = list(product(params.runs, params.layers))
     # without dictionaries, the features are neurons
-    loaded = [load_layer(folder, model.device) for folder in source.get("dictionaries", [])]
+    loaded = [load_layer(folder, model.device, mapped=True) for folder in source.get("dictionaries", [])]
     bases = [dictionary_basis(*table, each) for table, each in zip(tables, loaded, strict=False)]
     bases = bases or [neuron_basis(*table, model, config.neurons) for table in tables]
     strings = load_tokenizer(source.tokenizer).strings()

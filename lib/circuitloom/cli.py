@@ -63,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--run", metavar="NAME", help="run of transcoders (that of the study's own prompts)")
     trace.add_argument("--width", type=int, default=20, help="number of paths kept at each length (20)")
     trace.add_argument("--length", type=int, default=5, help="steps of the longest path (5)")
+    trace.add_argument(
+        "--rows",
+        default="all",
+        help="all, or for long prompts the share of the influence to follow, such as 0.95",
+    )
+    trace.add_argument("--ablated", type=int, metavar="N", help="check only the N most influential nodes")
+    trace.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="longest prompt, up to the model's positions (the study's context)",
+    )
     trace.set_defaults(run_command=_trace)
 
     add_generate_command(commands)
@@ -151,11 +163,17 @@ def _trace(arguments: argparse.Namespace) -> None:
             text=arguments.prompt, special_tokens=arguments.special_tokens, target=arguments.target
         )
         section = Circuits
-        config = Circuits(width=arguments.width, length=arguments.length)
+        config = Circuits(
+            width=arguments.width,
+            length=arguments.length,
+            rows=arguments.rows,
+            ablated=arguments.ablated,
+            context=arguments.context,
+        )
     except ValidationError as error:
         raise ValueError(one_line(section, error, "")) from None
     folder = Layout.of(arguments.study).root
-    tracer = open_tracer(folder, arguments.run)
+    tracer = open_tracer(folder, arguments.run, context=config.context)
     trace = tracer.trace(prompt, config)
     labels = feature_labels(folder, trace.run, path_features(trace.paths))
     print_trace(trace, TraceRows(trace, "trace", tracer.strings), labels, Console())

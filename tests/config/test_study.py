@@ -140,6 +140,10 @@ BROKEN = {
         {"language_model": "LONG"},
         r"corpus\.context: 128 exceeds the model's 64",
     ),
+    "prompts longer than the model's positions": (
+        {"circuits": {"context": 129}},
+        r"circuits\.context: 129 exceeds the model's 128; lower it",
+    ),
     "a transcoder that reads resid_mid in parallel blocks": (
         {
             "language_model": "gpt_neox",

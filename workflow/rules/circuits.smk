@@ -14,7 +14,7 @@ WEIGHTS_FILES = [
 
 TRACING = {
     "config": section("circuits", *TRACING_KEYS),
-    "context": STUDY.corpus.context,
+    "context": STUDY.circuits.context or STUDY.corpus.context,
     "code": code("circuits_trace"),
 }
 

@@ -89,7 +89,7 @@ class FeatureComponents:
     def pull_gradient(self, gradients: Gradients) -> Float[Tensor, "*batch value"]:
         """Convert gradients with respect to the values of `outputs` to one with respect to the activations."""
         gradient = gradients[self.dictionary.layer]
-        return gradient.to(self.dictionary.W_dec.dtype) @ self.dictionary.W_dec.T
+        return gradient.to(self.dictionary.dtype) @ self.dictionary.W_dec.T
 
     def ablate(
         self,
@@ -176,13 +176,13 @@ class CrossLayerComponents:
         self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch value"]:
         """Returns the activations of all features. x is the value of the site that they read."""
-        return self.dictionary.encode(x.to(self.dictionary.W_enc.dtype))
+        return self.dictionary.encode(x.to(self.dictionary.dtype))
 
     def pull_gradient(self, gradients: Gradients) -> Float[Tensor, "*batch value"]:
         """Convert gradients with respect to the values of `outputs` to one with respect to the activations."""
         dictionary = self.dictionary
         wide = torch.cat([gradients[output] for output in dictionary.outputs], -1)
-        return wide.to(dictionary.W_dec.dtype) @ dictionary.W_dec.flatten(1).T
+        return wide.to(dictionary.dtype) @ dictionary.W_dec.flatten(1).T
 
     def ablate(
         self,
@@ -216,7 +216,7 @@ class CrossLayerComponents:
             return y
         if self.keep_error:
             return y + complete.to(y.dtype)
-        y_hat = self.dictionary.add_bias(complete[place], x[place].to(self.dictionary.W_enc.dtype))
+        y_hat = self.dictionary.add_bias(complete[place], x[place].to(self.dictionary.dtype))
         return y.index_put(place, y_hat.to(y.dtype))
 
     def _written(
@@ -230,7 +230,7 @@ class CrossLayerComponents:
         that the features write there."""
         (ablated, at), (number, position) = ablation, place
         here = at[place]
-        token, feature, value = self.dictionary.encode_sparse(x.to(self.dictionary.W_enc.dtype))
+        token, feature, value = self.dictionary.encode_sparse(x.to(self.dictionary.dtype))
         removed = here[token] & ablated[number[token], feature]
         kept, sign = (removed, -1) if self.keep_error else (~removed, 1)
         written = self.dictionary.write_sparse(token[kept], feature[kept], sign * value[kept], len(x))

@@ -1,8 +1,8 @@
 """Feature edits: ablate, scale, clamp or add to features, keep only some, or patch them from another prompt.
 
 Each of these edits is affine: an activation z becomes factor * z + offset, with a factor and an offset per position and
-feature (`FeatureEdit`). `feature_hooks` applies edits in a pass of the original model. `apply_edits` also applies them
-in the linearized model.
+named feature (`FeatureEdit`). The other features stay, or are removed. `feature_hooks` applies edits in a pass of the
+original model. `apply_edits` also applies them in the linearized model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +27,20 @@ class FeatureEdit:
     """An edit of features of one layer: the activation z becomes factor * z + offset."""
 
     feature: Int[Tensor, " edited"]
-    """Features that can change, in ascending order."""
+    """Features that the edit names, in ascending order."""
     factor: Float[Tensor, "position edited"]
     offset: Float[Tensor, "position edited"]
+    removed: Bool[Tensor, " position"] | None = None
+    """Positions where all other features become 0. None if they stay everywhere."""
 
-    def __call__(self, z: Float[Tensor, "position feature"]) -> Float[Tensor, "position feature"]:
-        """Returns the activations of all features after the edit. z has a row for each position of the edit."""
-        return z.index_copy(1, self.feature, self.factor * z[:, self.feature] + self.offset)
+    def __call__(
+        self, z: Float[Tensor, "position feature"], at: slice = slice(None)
+    ) -> Float[Tensor, "position feature"]:
+        """Returns the activations of all features at the positions `at` after the edit."""
+        own = self.factor[at] * z[:, self.feature] + self.offset[at]
+        if self.removed is not None:
+            z = z.masked_fill(self.removed[at, None], 0.0)
+        return z.index_copy(1, self.feature, own)
 
     def change(
         self, z: Float[Tensor, "position edited"], at: slice = slice(None)
@@ -47,14 +54,24 @@ class FeatureEdit:
         feature = torch.cat([self.feature, other.feature]).unique()
         first, second = self._spread(feature), other._spread(feature)
         offset = second.factor * first.offset + second.offset
-        return FeatureEdit(feature, second.factor * first.factor, offset)
+        removed = [each.removed for each in (self, other) if each.removed is not None]
+        return FeatureEdit(
+            feature, second.factor * first.factor, offset, torch.stack(removed).any(0) if removed else None
+        )
 
     def _spread(self, feature: Int[Tensor, " more"]) -> "FeatureEdit":
         """Returns the same edit with columns for all of `feature`."""
         place = torch.searchsorted(feature, self.feature)
-        factor = self.factor.new_ones(len(self.factor), len(feature)).index_copy(1, place, self.factor)
-        offset = self.offset.new_zeros(len(self.offset), len(feature)).index_copy(1, place, self.offset)
-        return FeatureEdit(feature, factor, offset)
+        factor = self.factor.new_ones(len(self.factor), len(feature))
+        if self.removed is not None:
+            factor[self.removed] = 0.0
+        offset = self.offset.new_zeros(len(self.offset), len(feature))
+        return FeatureEdit(
+            feature,
+            factor.index_copy(1, place, self.factor),
+            offset.index_copy(1, place, self.offset),
+            self.removed,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,19 +145,23 @@ def place_edits(
     edits = {}
     for layer in sorted({place.layer for place in places}):
         own = [place for place in places if place.layer == layer]
-        dictionary, keep = dictionaries[layer], change.kind == "keep"
-        features = range(dictionary.width) if keep else sorted({place.feature for place in own})
+        # columns of the named features alone: those of all features of all layers may not fit into memory
+        features = sorted({place.feature for place in own})
+        column = {each: i for i, each in enumerate(features)}
         mask = torch.zeros(len(at), len(features), dtype=torch.bool, device=at.device)
         for place in own:
             position = at if place.position is None else resolve(place.position)
-            mask[position, features.index(place.feature)] = True
-        feature = torch.tensor(list(features), device=at.device)
-        patched = None if patch is None else patch(layer)[:, feature]
-        factor, offset = _affine(change, patched)
+            mask[position, column[place.feature]] = True
+        feature = torch.tensor(features, device=at.device)
+        factor, offset = _affine(change, None if patch is None else patch(layer)[:, feature])
+        one = torch.ones((), dtype=dictionaries[layer].dtype, device=at.device)
+        keep = change.kind == "keep"
         mask = at[:, None] & ~mask if keep else mask
-        one = dictionary.W_enc.new_ones(())
         edits[layer] = FeatureEdit(
-            feature, torch.where(mask, factor, one), torch.where(mask, offset, torch.zeros_like(one))
+            feature,
+            torch.where(mask, factor, one),
+            torch.where(mask, offset, torch.zeros_like(one)),
+            at if keep else None,
         )
     return edits
 
@@ -183,10 +204,11 @@ def apply_edits(
     """
     changes: dict[int, Tensor] = {}
     for layer, edit in edits.items():
-        z, dictionary = dense_activations(model, layer)[:, edit.feature], model.dictionaries[layer]
-        change = edit.change(z) * model.replaced[:, None]
-        rows = decoder_rows(dictionary, edit.feature)
-        add_by_layer(changes, {output: (change @ row)[None] for output, row in rows.items()})
+        z, dictionary = dense_activations(model, layer), model.dictionaries[layer]
+        change = (edit(z) - z) * model.replaced[:, None]
+        add_by_layer(
+            changes, {output: dictionary.write_to(change, output)[None] for output in dictionary.outputs}
+        )
     start = model.captured.layers[0].resid_pre[None]
     return EditOutcome(
         before=torch.cat(run_frozen(model, {}, start, targets), 1)[0],
@@ -224,26 +246,22 @@ def feature_hooks(
     """
 
     def change(layer: int, edit: FeatureEdit) -> Callable[[Tensor], SourceEdit]:
-        dictionary, rows = sites.dictionaries[layer], decoder_rows(sites.dictionaries[layer], edit.feature)
+        dictionary = sites.dictionaries[layer]
+        rows = {output: dictionary.decoder_rows(edit.feature, output) for output in dictionary.outputs}
 
         def at_layer(x: Tensor) -> SourceEdit:
-            at = slice(start(), start() + x.shape[1])
-            z = dictionary.encode_features(x[0].to(dictionary.W_enc.dtype), edit.feature)
+            at, own = slice(start(), start() + x.shape[1]), x[0].to(dictionary.dtype)
+            if edit.removed is not None:
+                z = dictionary.encode(own)
+                every = (edit(z, at) - z) * replaced[at, None]
+                return lambda output, y: y + dictionary.write_to(every, output).to(y.dtype)
+            z = dictionary.encode_features(own, edit.feature)
             changed = edit.change(z, at) * replaced[at, None]
             return lambda output, y: y + (changed @ rows[output]).to(y.dtype)
 
         return at_layer
 
     return edit_sources(sites, {layer: change(layer, edit) for layer, edit in edits.items()})
-
-
-def decoder_rows(
-    dictionary: LayerDictionary, feature: Int[Tensor, " chosen"]
-) -> dict[int, Float[Tensor, "chosen d_out"]]:
-    """Returns the decoder rows of some features, in ascending order, to each layer that they write to."""
-    # all features: no copy of the decoder
-    rows = slice(None) if len(feature) == dictionary.width else feature
-    return {output: dictionary.decoder(output)[rows] for output in dictionary.outputs}
 
 
 def _check(dictionaries: Mapping[int, LayerDictionary], layer: int, feature: int) -> None:

@@ -147,7 +147,7 @@ class _Layer:
         if self.target.site_in != "resid_mid":
             x = self.norm(x)
             x = x if self.target.is_transcoder else self.mlp(x)
-        return x[0].to(self.target.W_enc.dtype)
+        return x[0].to(self.target.dtype)
 
 
 def _encode_sparse(
@@ -181,7 +181,7 @@ def _check(source: Dictionary, target: LayerDictionary) -> None:
 
 def _ablations(source: Dictionary, stream: Tensor, per_source: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (token, feature, activation) of each ablation, sorted by feature."""
-    token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.W_enc.dtype))
+    token, feature, value = _encode_sparse(source, stream, lambda x: x.to(source.dtype))
     order = torch.argsort(feature, stable=True)
     if per_source is not None:
         total = torch.bincount(feature, minlength=source.width)

@@ -384,6 +384,6 @@ def make_generator(
         language_model,
         tokenizer,
         shape_of(config).context,
-        lambda name: load_run(folder, name, language_model.device),
+        lambda name: load_run(folder, name, language_model.device, mapped=True),
         run,
     )

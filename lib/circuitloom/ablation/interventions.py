@@ -252,11 +252,7 @@ def _mlp_ablation(
 
     def ablate(x: Tensor) -> SourceEdit:
         i, position, feature = torch.tensor(features, dtype=torch.int64, device=x.device).view(-1, 3).T
-        z = (
-            model.dictionaries[layer].encode(x[i, position])[torch.arange(len(i)), feature]
-            if features
-            else None
-        )
+        z = model.dictionaries[layer].encode_entries(x[i, position], feature) if features else None
 
         def subtract(output: int, y: Tensor) -> Tensor:
             y = y.clone()

@@ -85,7 +85,7 @@ def replace_mlp(dictionary: Dictionary, where: Bool[Tensor, " position"]) -> Edi
     """
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
-        replaced = dictionary(x.to(dictionary.W_enc.dtype)).to(y.dtype)
+        replaced = dictionary(x.to(dictionary.dtype)).to(y.dtype)
         return torch.where(where.to(y.device)[:, None], replaced, y)
 
     return ReadingEdit(dictionary.site_in, edit)
@@ -105,7 +105,7 @@ def subtract_feature(dictionary: Dictionary, feature: int, where: Bool[Tensor, "
     """Returns an edit that subtracts a transcoder feature from the MLP's output at the positions in `where`."""
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
-        z = dictionary.encode(x.to(dictionary.W_enc.dtype))[..., feature] * where.to(y.device)
+        z = dictionary.encode(x.to(dictionary.dtype))[..., feature] * where.to(y.device)
         return dictionary.subtract_feature(y, feature, z)
 
     return ReadingEdit(dictionary.site_in, edit)

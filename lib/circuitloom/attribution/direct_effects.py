@@ -142,7 +142,8 @@ def feature_targets(model: LinearizedModel, active: Int[Tensor, " target"]) -> A
     assert len(layers) == 1, "all targets must lie in one layer"
     dictionary = model.dictionaries[int(layers)]
     feature, position = model.features.feature[active], model.features.position[active]
-    return make_targets(model, int(layers), position, dictionary.W_enc[feature], dictionary.b_enc[feature])
+    rows = model.encoder_rows(int(layers), active)
+    return make_targets(model, int(layers), position, rows, dictionary.b_enc[feature])
 
 
 def logit_targets(

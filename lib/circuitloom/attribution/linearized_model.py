@@ -96,6 +96,7 @@ class LinearizedModel:
         cells = torch.arange(len(captured.layers) * len(captured) + 1, device=cell.device)
         self._starts = torch.searchsorted(cell, cells).tolist()
         self._head_values: dict[int, Tensor] = {}
+        self._rows: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
 
     @property
     def layers(self) -> int:
@@ -140,8 +141,35 @@ class LinearizedModel:
 
         It is activation times decoder row. All features of the slice are in `layer`.
         """
-        features = self.features
-        return self.dictionaries[layer].written(features.feature[active], features.activation[active], output)
+        return self.features.activation[active][:, None] * self.decoder_rows(layer, active, output)
+
+    def decoder_rows(self, layer: int, active: slice, output: int) -> Float[Tensor, "active d"]:
+        """Returns the decoder row to layer `output` of each feature in the slice `active`, all in `layer`."""
+        return self._active_rows(layer, self.features.feature[active], output)
+
+    def encoder_rows(self, layer: int, active: slice | Int[Tensor, " active"]) -> Float[Tensor, "active d"]:
+        """Returns the encoder row of each feature that `active` selects, all in `layer`."""
+        return self._active_rows(layer, self.features.feature[active], None)
+
+    def _active_rows(self, layer: int, feature: Tensor, output: int | None) -> Tensor:
+        """Returns rows of the decoder to `output`, or of the encoder if it is None. Rows of a mapped dictionary are
+        read from the file once."""
+        dictionary = self.dictionaries[layer]
+
+        def read(features: Tensor) -> Tensor:
+            return (
+                dictionary.encoder_rows(features)
+                if output is None
+                else dictionary.decoder_rows(features, output)
+            )
+
+        if dictionary.file is None:
+            return read(feature)
+        if (layer, output) not in self._rows:
+            distinct = self.features.feature[self.active_in_layer(layer, len(self.captured))].unique()
+            self._rows[layer, output] = distinct, read(distinct)
+        distinct, rows = self._rows[layer, output]
+        return rows[torch.searchsorted(distinct, feature)]
 
     @cached_property
     def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
@@ -215,7 +243,7 @@ class LinearizedModel:
         for writer in self.writers[output]:
             active = self.active_in_layer(writer, len(g))
             if active.stop > active.start:
-                rows = self.dictionaries[writer].decoder(output)[self.features.feature[active]]
+                rows = self.decoder_rows(writer, active, output)
                 slope = torch.einsum("atd,ad->at", g[self.features.position[active]], rows)
                 add_by_layer(slopes, {writer: slope})
 
@@ -228,9 +256,9 @@ class LinearizedModel:
         covers.
         """
         dictionary, active = self.dictionaries[layer], self.active_in_layer(layer, positions)
-        feature, position = self.features.feature[active], self.features.position[active]
+        position = self.features.position[active]
         read = slope.new_zeros(positions, slope.shape[1], dictionary.d_in)
-        read.index_add_(0, position, slope[:, :, None] * dictionary.W_enc[feature][:, None])
+        read.index_add_(0, position, slope[:, :, None] * self.encoder_rows(layer, active)[:, None])
         return self.norm_before(layer).vjp(read, slice(positions))
 
     def backpropagate(

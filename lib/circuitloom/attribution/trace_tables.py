@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
 from .direct_effects import SourceColumns, source_columns
 from .node_names import node_name
@@ -46,18 +48,25 @@ class TraceRows:
     def edges(self) -> list[Row]:
         """Returns the rows of the table `edge`."""
         graph, checks = self.trace.graph, self.trace.checks
-        row = {int(node): i for i, node in enumerate(checks.node)}
-        frozen, free = checks.frozen.tolist(), checks.free.tolist()
-        pairs = zip(graph.source.tolist(), graph.target.tolist(), graph.effect.tolist(), strict=True)
+        row = torch.full_like(graph.node, -1)
+        row[checks.node] = torch.arange(len(checks.node), device=row.device)
+        ablated = row[graph.source]
+        # the drops along edges alone, because lists of all drops would take much more memory
+        measured = ablated >= 0
+        frozen, free = (
+            iter(drops[ablated[measured], graph.target[measured]].tolist())
+            for drops in (checks.frozen, checks.free)
+        )
+        ends = (graph.source.tolist(), graph.target.tolist(), graph.effect.tolist(), measured.tolist())
         return [
             {
                 "source": source,
                 "target": target,
                 "effect": effect,
-                "effect_frozen": frozen[row[source]][target] if source in row else None,
-                "effect_free": free[row[source]][target] if source in row else None,
+                "effect_frozen": next(frozen) if known else None,
+                "effect_free": next(free) if known else None,
             }
-            for source, target, effect in pairs
+            for source, target, effect, known in zip(*ends, strict=True)
         ]
 
     def paths(self) -> Iterator[Row]:
@@ -114,6 +123,8 @@ class TraceRows:
             "notes": list(trace.notes),
             "dtype": str(trace.graph.effect.dtype).removeprefix("torch."),
             "n_active": len(trace.model.features),
+            "n_rows": trace.graph.coverage.rows,
+            "unfollowed": trace.graph.coverage.unfollowed,
             "n_nodes": len(trace.graph.node),
             "n_edges": len(trace.graph.effect),
             "replacement_score": scores.replacement,

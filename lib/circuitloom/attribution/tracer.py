@@ -6,7 +6,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
+from ..config.model_shape import positions_of
 from ..core.feature_labels import read_feature_labels
 from ..core.formatting import escape_invisible, format_token
 from ..core.layout import Layout
@@ -148,23 +149,32 @@ class Tracer:
             model, target, self.strings, answers, config.logits, config.probability, config.seed
         )
         report(f"tracing {len(model.features)} active features")
-        graph = trace_graph(model, roots, config.node_share, config.edge_share)
+        graph = trace_graph(model, roots, config.node_share, config.edge_share, config.row_share)
         report("searching for the strongest paths")
         first_root = target_reader(model, roots.targets[:1])
         paths = find_paths(model, first_root, PathSearch(config.length, config.width))
         seconds = time.perf_counter() - started
-        report(f"checking {len(graph.node)} nodes by ablation")
-        checks = self._check(model, roots, graph, prompt)
-        notes = (*read.notes, *(answer.note for answer in answers if answer.note))
+        report(f"checking {min(len(graph.node), config.ablated or len(graph.node))} nodes by ablation")
+        checks = self._check(model, roots, graph, prompt, config.ablated)
+        limits = _limit_notes(model, graph, checks)
+        notes = (*read.notes, *(answer.note for answer in answers if answer.note), *limits)
         return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, notes)
 
-    def _check(self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, prompt: Prompt) -> Checks:
-        """Ablate each source in the graph alone. The constant is not ablated. Then apply the prompt's changes."""
+    def _check(
+        self,
+        model: LinearizedModel,
+        roots: Roots,
+        graph: AttributionGraph,
+        prompt: Prompt,
+        most: int | None = None,
+    ) -> Checks:
+        """Ablate each source in the graph alone, or the `most` most influential ones. The constant is not ablated. Then
+        apply the prompt's changes."""
         columns = source_columns(model)
         targets, target_node = graph_targets(model, roots, graph)
-        node = torch.nonzero(graph.node < columns.constant)[:, 0]
-        if model.captured.position_embedding is None:
-            node = node[graph.node[node] < columns.embeddings.stop]
+        node = ablated_nodes(model, graph)
+        if most is not None and len(node) > most:
+            node = node[graph.influence[node].topk(most).indices].sort().values
         frozen, free = (graph.value.new_zeros(len(node), len(graph.node)) for _ in range(2))
         frozen[:, target_node] = ablate_frozen(model, graph.node[node], targets)
         free[:, target_node] = ablate_free(self.language_model, model, graph.node[node], targets)
@@ -230,6 +240,31 @@ def graph_targets(
     return [*targets, roots.targets], torch.cat(groups)
 
 
+def ablated_nodes(model: LinearizedModel, graph: AttributionGraph) -> Int[Tensor, " node"]:
+    """Returns the indices of the graph's nodes that can be ablated: all but the constant, position embeddings that the
+    model does not have, and roots."""
+    columns = source_columns(model)
+    has_positions = model.captured.position_embedding is not None
+    stop = columns.constant if has_positions else columns.embeddings.stop
+    return (graph.node < stop).nonzero()[:, 0]
+
+
+def _limit_notes(model: LinearizedModel, graph: AttributionGraph, checks: Checks) -> Iterator[str]:
+    """Yields lines that say what was left out of the trace."""
+    coverage = graph.coverage
+    if coverage.unfollowed:
+        yield (
+            f"the graph is partial: rows of {coverage.rows} of {len(model.features)} active features were computed, "
+            f"and {coverage.unfollowed:.2%} of the influence is not followed (circuits.rows)"
+        )
+    total = len(ablated_nodes(model, graph))
+    if len(checks.node) < total:
+        yield (
+            f"{len(checks.node)} of {total} nodes were ablated, the most influential ones; edges from the others are "
+            "not checked (circuits.ablated)"
+        )
+
+
 def feature_name(model: LinearizedModel, active: int) -> str:
     """Returns the name LAYER/FEATURE@POSITION of the feature with index `active` in `model.features`."""
     features = model.features
@@ -242,11 +277,14 @@ def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " ed
     return float(torch.corrcoef(torch.stack([predicted, measured]).double())[0, 1])
 
 
-def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float32") -> Tracer:
+def open_tracer(
+    folder: Path | str, run: str | None = None, dtype: str = "float32", context: int | None = None
+) -> Tracer:
     """Open a tracer for the results of a study.
 
-    By default, the run is `default_run`. Raises ValueError if a part of the results is missing, or if `run` is not one
-    of `transcoder_runs`.
+    By default, the run is `default_run`. `context` is the largest number of tokens in a prompt, by default that of the
+    study's corpus. Raises ValueError if a part of the results is missing, if `run` is not one of `transcoder_runs`, or
+    if the model has fewer positions than `context`.
 
     >>> tracer = open_tracer("results/quickstart", run="tc-topk16-1024")
     """
@@ -260,8 +298,9 @@ def open_tracer(folder: Path | str, run: str | None = None, dtype: str = "float3
     if run not in runs:
         raise ValueError(f"{run} is not a run of transcoders of {folder}; choose from {', '.join(runs)}")
     model = load_model(layout.model, dtype)
-    found = load_run(folder, run, model.device)
-    context = open_tokens(layout.tokens("validation")).context
+    check_context(model, context)
+    found = load_run(folder, run, model.device, mapped=True)
+    context = context or open_tokens(layout.tokens("validation")).context
     tokenizer = load_tokenizer(str(layout.tokenizer.resolve()))
     return Tracer(model, tokenizer, run, found, context)
 
@@ -281,6 +320,15 @@ def default_run(folder: Path) -> str | None:
     """Returns the run that is used if none is named: `most_traced_run`, or if no prompt was traced the first of
     `transcoder_runs`. Returns None if there are no transcoders."""
     return most_traced_run(folder) or next(iter(transcoder_runs(folder)), None)
+
+
+def check_context(model: LanguageModel, context: int | None) -> None:
+    """Raises ValueError if the model has fewer positions than `context`. Learned positions end there; rotary ones were
+    not trained beyond."""
+    config = getattr(model.module, "config", None)
+    positions = None if config is None else positions_of(config.to_dict())
+    if context is not None and positions is not None and context > positions:
+        raise ValueError(f"a context of {context} exceeds the model's {positions} positions; lower it")
 
 
 def transcoder_runs(folder: Path) -> list[str]:

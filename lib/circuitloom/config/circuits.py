@@ -312,6 +312,16 @@ class Circuits(Section):
     """Fraction of the total influence that pruning keeps in nodes."""
     edge_share: Fraction = 0.98
     """Fraction of the influence between kept nodes that pruning keeps in edges."""
+    rows: Literal["all"] | Fraction = "all"
+    """Features whose direct effects are computed. `all`: each active feature with any influence; the time grows with
+    the square of their number. A number such as 0.95, for long prompts: the most influential features of each layer, so
+    that at least this fraction of the influence is followed. What is left out bounds the error of the replacement score
+    and is told in the table `trace` (`unfollowed`)."""
+    ablated: PositiveInt | None = None
+    """Number of nodes of a graph to ablate one by one, the most influential first. With null, all of them. Time and
+    memory grow with this number, for long prompts."""
+    context: Annotated[int, Field(ge=2)] | None = None
+    """Maximum number of tokens of a traced prompt, at most the model's positions. With null, it is `corpus.context`."""
     logits: PositiveInt = 10
     """For the target `logits`: maximum number of next tokens to explain, the likeliest first."""
     probability: Fraction = 0.95
@@ -323,6 +333,11 @@ class Circuits(Section):
     """Beam width. Each path is extended by this number of sources. At each length, this number of paths is kept."""
     seed: NonNegativeInt = 0
     """For the target `random`: seed of the choice of the feature."""
+
+    @property
+    def row_share(self) -> float:
+        """Share of the influence to follow: 1 for all rows."""
+        return 1.0 if self.rows == "all" else self.rows
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Circuits":

@@ -111,6 +111,11 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Returns the number of positions that a config.json states, or None if it states none."""
+    return _size(text_config(config), _NAMES["context"])
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the config of the text model of a multimodal config.json, with the defaults of transformers' config
     class. Returns other configs unchanged."""

@@ -78,6 +78,10 @@ class Study(Section):
             raise ValueError(
                 f"corpus.context: {self.corpus.context} exceeds the model's {shape.context}; lower it"
             )
+        if (self.circuits.context or 0) > shape.context:
+            raise ValueError(
+                f"circuits.context: {self.circuits.context} exceeds the model's {shape.context}; lower it"
+            )
         pretrained = isinstance(self.language_model, Pretrain)
         if pretrained and self.corpus.source != "chronicle" and not self.corpus.tokenizer:
             raise ValueError(

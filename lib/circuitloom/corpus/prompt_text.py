@@ -160,7 +160,10 @@ def read_prompt(text: str, tokenizer: Tokenizer, context: int, special: bool = F
         ) from error
     token = np.array([*([] if bos_id is None else [bos_id]), *ids.tolist()], np.int64)
     if len(token) > context:
-        raise ValueError(f"the prompt has {len(token)} tokens, the model's context is {context}; shorten it")
+        raise ValueError(
+            f"the prompt has {len(token)} tokens, the study's context is {context}; shorten it, or raise the limit "
+            "with circuits.context or --context, up to the model's positions"
+        )
     if len(token) < 2:
         raise ValueError("the prompt has only its first token, which dictionaries skip; add a word")
     counted = [f"the BOS {bos} at the start of the prompt counts once"] if own != text else []

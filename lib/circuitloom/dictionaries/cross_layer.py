@@ -10,7 +10,7 @@ folder of its own. docs/clt.md has the conventions.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -33,8 +33,10 @@ from .dictionary import (
     is_transcoder,
     load_dictionary,
     read_dictionary_files,
+    row_blocks,
     save_tensors,
 )
+from .mapped_file import MappedFile
 
 ByLayer = Mapping[int, Float[Tensor, "..."]]
 """Tensors of several layers, by the layer's number in the model."""
@@ -64,6 +66,7 @@ class CrossLayerDictionary(Encoder):
     site_in: str = "mlp_in"
     site_out: str = "mlp_out"
     layer: int = 0
+    file: MappedFile | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,22 +96,33 @@ class CrossLayerDictionary(Encoder):
     def decoder_norm(self) -> Float[Tensor, " feature"]:
         """Norm of each feature's concatenated decoder rows, each relative to its output's scale and times the scale of
         the feature's own layer, as computed."""
-        relative = torch.tensor([self.scales[0] / scale for scale in self.scales]).to(self.W_dec)
-        return torch.linalg.vector_norm(self.W_dec * relative[:, None], dim=(1, 2))
+        blocks = [self.W_dec] if self.file is None else row_blocks(self, self.W_dec)
+        return torch.cat([self._norm(rows) for rows in blocks])
+
+    def _norm(self, rows: Float[Tensor, "_ output d_out"]) -> Float[Tensor, " _"]:
+        relative = torch.tensor([self.scales[0] / scale for scale in self.scales]).to(rows)
+        return torch.linalg.vector_norm(rows * relative[:, None], dim=(1, 2))
 
     @property
     def row_norm(self) -> Float[Tensor, " feature"]:
         """`decoder_norm`, exactly 1 for features whose norm is 1 up to rounding, and for those without an effect."""
         return as_row_norm(self.decoder_norm)
 
-    def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
-        """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
+    def row_norms(self, feature: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Returns `row_norm` of some features."""
+        return as_row_norm(self._norm(self._rows(self.W_dec, feature)))
+
+    def stored_decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
+        """Returns the decoder rows to layer `output`, of a mapped dictionary as views of the file. Raises KeyError if
+        the features do not write to it."""
         if output not in self.outputs:
             raise KeyError(f"features of layer {self.layer} write to {list(self.outputs)}, not to {output}")
         return self.W_dec[:, self.outputs.index(output)]
 
     def write(self, z: Float[Tensor, "*batch feature"]) -> dict[int, Float[Tensor, "*batch d_out"]]:
         """Returns what the activations z add to each output, without biases and skip connections."""
+        if self.file is not None:
+            return {output: self.write_to(z, output) for output in self.outputs}
         return self._by_output(z @ self.W_dec.flatten(1))
 
     def write_sparse(
@@ -121,7 +135,11 @@ class CrossLayerDictionary(Encoder):
         """Returns what the non-zero activations of `n` tokens add to each output. `token`, `feature` and `value` are
         the results of `encode_sparse`."""
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
-        rows = self.W_dec.flatten(1)
+        if self.file is None:
+            rows = self.W_dec.flatten(1)
+        else:
+            active, feature = feature.unique(return_inverse=True)
+            rows = self._rows(self.W_dec, active).flatten(1)
         return self._by_output(F.embedding_bag(feature, rows, start, mode="sum", per_sample_weights=value))
 
     def _by_output(self, wide: Tensor) -> dict[int, Tensor]:
@@ -267,9 +285,13 @@ def save_cross_layer_dictionary(
 
 
 def load_cross_layer_transcoder(
-    run: Path | str | Iterable[Path | str], device: str | torch.device = "cpu", dtype: str = "float32"
+    run: Path | str | Iterable[Path | str],
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    mapped: bool = False,
 ) -> CrossLayerTranscoder:
-    """Load the cross-layer transcoder of a run: the run's folder, or the folders of all its layers.
+    """Load the cross-layer transcoder of a run: the run's folder, or the folders of all its layers. `mapped` is that of
+    `load_dictionary`.
 
     Raises ValueError if a layer is missing or damaged, or if the layers belong to different transcoders.
 
@@ -281,46 +303,53 @@ def load_cross_layer_transcoder(
             raise ValueError(f"{run}: has no folders layer0, layer1, ...; name the folder of a run")
     else:
         folders = [Path(each) for each in run]
-    read = {folder: read_dictionary_files(folder, device) for folder in folders}
-    for folder, (config, _) in read.items():
+    read = {folder: read_dictionary_files(folder, device, mapped) for folder in folders}
+    for folder, (config, _, _) in read.items():
         if "layers" not in config:
             raise ValueError(
                 f"{folder}: is not a layer of a cross-layer transcoder; load it with load_dictionary"
             )
-    found = sorted(config["layer"] for config, _ in read.values())
-    for folder, (config, _) in read.items():
+    found = sorted(config["layer"] for config, _, _ in read.values())
+    for folder, (config, _, _) in read.items():
         if sorted(config["layers"]) != found:
             raise ValueError(
                 f"{folder}: belongs to a transcoder of layers {config['layers']}, and layers {found} are given; give "
                 "exactly its layers, or delete the run and train again"
             )
-    runs = {json.dumps(config["run"], sort_keys=True) for config, _ in read.values()}
+    runs = {json.dumps(config["run"], sort_keys=True) for config, _, _ in read.values()}
     if len(runs) > 1:
         raise ValueError(f"{folders[0].parent}: its layers are of different runs; delete it and train again")
-    layers = [_dictionary(config, tensors) for config, tensors in read.values()]
+    layers = [_dictionary(*each) for each in read.values()]
     return CrossLayerTranscoder(layers).to(device, getattr(torch, dtype))
 
 
-def load_layer(folder: Path | str, device: str | torch.device = "cpu") -> LayerDictionary:
+def load_layer(
+    folder: Path | str, device: str | torch.device = "cpu", mapped: bool = False
+) -> LayerDictionary:
     """Load the features in `folder`, whatever they write to, without the other layers of a cross-layer transcoder.
-    Raises ValueError as `load_dictionary` does."""
+    `mapped` and the errors are those of `load_dictionary`."""
     if not is_cross_layer(folder):
-        return load_dictionary(folder, device)
-    return _dictionary(*read_dictionary_files(Path(folder), device)).to(device)
+        return load_dictionary(folder, device, mapped=mapped)
+    return _dictionary(*read_dictionary_files(Path(folder), device, mapped)).to(device, torch.float32)
 
 
 def load_layers(
-    folders: Iterable[Path | str], device: str | torch.device = "cpu", dtype: str = "float32"
+    folders: Iterable[Path | str],
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    mapped: bool = False,
 ) -> dict[int, LayerDictionary]:
     """Load the dictionaries of one run, by layer, from the folders of its layers. The run is a cross-layer transcoder,
-    or has one dictionary per layer.
+    or has one dictionary per layer. `mapped` is that of `load_dictionary`.
 
     Raises ValueError if a dictionary is missing or damaged, or if layers of a cross-layer transcoder are missing.
     """
     folders = list(folders)
     if any(is_cross_layer(folder) for folder in folders):
-        return dict(load_cross_layer_transcoder(folders, device, dtype).layers)
-    return {each.layer: each for each in (load_dictionary(folder, device, dtype) for folder in folders)}
+        return dict(load_cross_layer_transcoder(folders, device, dtype, mapped).layers)
+    return {
+        each.layer: each for each in (load_dictionary(folder, device, dtype, mapped) for folder in folders)
+    }
 
 
 def run_names(results: Path) -> list[str]:
@@ -329,8 +358,11 @@ def run_names(results: Path) -> list[str]:
     return sorted({folder.parts[-3] for folder in folders})
 
 
-def load_run(results: Path, run: str, device: str | torch.device = "cpu") -> dict[int, LayerDictionary]:
-    """Load the dictionaries of a run of the study in the folder `results`, by layer.
+def load_run(
+    results: Path, run: str, device: str | torch.device = "cpu", mapped: bool = False
+) -> dict[int, LayerDictionary]:
+    """Load the dictionaries of a run of the study in the folder `results`, by layer. `mapped` is that of
+    `load_dictionary`.
 
     Raises ValueError if there is no such run, and as `load_layers` does.
     """
@@ -339,7 +371,7 @@ def load_run(results: Path, run: str, device: str | torch.device = "cpu") -> dic
         listed = ", ".join(known) or "none: run `snakemake dictionaries`"
         raise ValueError(f"{results} has no run {run}; choose from {listed}")
     layers = sorted((Layout(results).dictionaries / run).glob("layer*"))
-    return load_layers((layer for layer in layers if (layer / CONFIG).is_file()), device)
+    return load_layers((layer for layer in layers if (layer / CONFIG).is_file()), device, mapped=mapped)
 
 
 def require_one_output(dictionary: LayerDictionary, user: str) -> Dictionary:
@@ -353,7 +385,9 @@ def require_one_output(dictionary: LayerDictionary, user: str) -> Dictionary:
     )
 
 
-def _dictionary(config: dict[str, Any], tensors: dict[str, Tensor]) -> CrossLayerDictionary:
+def _dictionary(
+    config: dict[str, Any], tensors: dict[str, Tensor], file: MappedFile | None
+) -> CrossLayerDictionary:
     outputs = config["outputs"]
     return CrossLayerDictionary(
         **tensors,
@@ -361,4 +395,5 @@ def _dictionary(config: dict[str, Any], tensors: dict[str, Tensor]) -> CrossLaye
         outputs=tuple(output["layer"] for output in outputs),
         scales=tuple(output["scale"] for output in outputs),
         site_out=outputs[0]["site"],
+        file=file,
     )

@@ -4,7 +4,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..config.activations import MLP_INPUTS, MLP_OUTPUTS
 from ..core.atomic_io import write_atomically
+from .mapped_file import MappedFile, is_large
 
 E = TypeVar("E", bound="Encoder")
 
@@ -25,11 +26,20 @@ PLAIN_FIELDS = ("act", "k", "layer", "site_in")
 """Fields of a dictionary that config.json has under their own names."""
 UNIT_TOLERANCE = 1e-5
 """Largest distance from 1 of the norm of a decoder row that is 1 up to rounding."""
+MATRICES = ("W_enc", "W_dec")
+"""Tensors with a row per feature and dimension. Those of a mapped dictionary stay in its file."""
+BLOCK_ELEMENTS = 2**24
+"""Largest number of weights, and of pre-activations, of a block of features of a mapped dictionary (64 MB in
+float32)."""
 
 
 class Encoder(ABC):
     """What dictionaries with one output (`Dictionary`) and with several (`cross_layer.CrossLayerDictionary`) share: the
-    features z = act(W_enc x + b_enc) of one layer, and the sites that are read and reconstructed."""
+    features z = act(W_enc x + b_enc) of one layer, and the sites that are read and reconstructed.
+
+    The encoder and the decoders of a mapped dictionary are views of its file, in the file's number format and on the
+    CPU. Rows are converted to `dtype` as they are read: exactly, if `dtype` is wider. Products and sums are in `dtype`.
+    All methods but `decoder` read an encoder block by block, and of a decoder only rows of features that fire."""
 
     W_enc: Float[Tensor, "feature d_in"]
     b_enc: Float[Tensor, " feature"]
@@ -39,6 +49,8 @@ class Encoder(ABC):
     site_in: str
     site_out: str
     layer: int
+    file: MappedFile | None
+    """File of a mapped dictionary; None for one in memory."""
 
     def __post_init__(self) -> None:
         if (self.act == "topk") != (self.k is not None) or (self.act == "threshold") != (
@@ -53,6 +65,18 @@ class Encoder(ABC):
     def width(self) -> int:
         """Number of features, F."""
         return len(self.W_enc)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of inputs, activations and sums."""
+        return self.b_enc.dtype
+
+    @property
+    def encoder_norm(self) -> Float[Tensor, " feature"]:
+        """Norm of each encoder row."""
+        if self.file is None:
+            return torch.linalg.vector_norm(self.W_enc, dim=1)
+        return torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in row_blocks(self, self.W_enc)])
 
     @property
     def d_in(self) -> int:
@@ -81,17 +105,59 @@ class Encoder(ABC):
         return self.site_out == "mlp_out"
 
     @abstractmethod
+    def stored_decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
+        """Returns the decoder rows to layer `output`, of a mapped dictionary as views of the file. Raises KeyError if
+        the features do not write to it."""
+
     def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
-        """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
+        """Returns all decoder rows to layer `output`. Those of a mapped dictionary are read into memory. Raises
+        KeyError if the features do not write to it."""
+        return self.stored_decoder(output).to(self.b_enc)
+
+    def encoder_rows(self, feature: slice | Int[Tensor, "*batch"]) -> Float[Tensor, "*rows d_in"]:
+        """Returns the encoder rows of some features."""
+        return self._rows(self.W_enc, feature)
+
+    def decoder_rows(self, feature: Int[Tensor, "*batch"], output: int) -> Float[Tensor, "*batch d_out"]:
+        """Returns the decoder rows of some features to layer `output`. Raises KeyError if they do not write to it."""
+        return self._rows(self.stored_decoder(output), feature)
+
+    def _rows(self, matrix: Tensor, feature: slice | Tensor) -> Tensor:
+        if self.file is None:
+            return matrix[feature]
+        rows = matrix[feature if isinstance(feature, slice) else feature.to(matrix.device)].to(self.b_enc)
+        self.release()
+        return rows
+
+    @abstractmethod
+    def row_norms(self, feature: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Returns the factor of some features that converts z to units of y, as `row_norm` does for all of them."""
+
+    def release(self) -> None:
+        """Drop the pages of a mapped dictionary from memory. Does nothing for one in memory."""
+        if self.file is not None:
+            self.file.release()
 
     def written(
         self, feature: Int[Tensor, "*batch"], value: Float[Tensor, "*batch"], output: int
     ) -> Float[Tensor, "*batch d_out"]:
         """Returns what features with activations `value` add to layer `output`: value * decoder row, one per entry."""
-        return value[..., None] * self.decoder(output)[feature]
+        return value[..., None] * self.decoder_rows(feature, output)
+
+    def write_to(self, z: Float[Tensor, "*batch feature"], output: int) -> Float[Tensor, "*batch d_out"]:
+        """Returns z @ decoder: what the activations z add to layer `output`."""
+        if self.file is None:
+            return z @ self.stored_decoder(output)
+        feature = (z != 0).flatten(0, -2).any(0).nonzero()[:, 0]
+        return z[..., feature] @ self.decoder_rows(feature, output)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """Returns the activations z of all features."""
+        if self.file is not None:
+            z = x.new_zeros(*x.shape[:-1], self.width)
+            token, feature, value = self.encode_sparse(x.reshape(-1, self.d_in))
+            z.view(-1, self.width)[token, feature] = value
+            return z
         pre = x @ self.W_enc.T + self.b_enc
         if self.act == "topk":
             assert self.k is not None
@@ -108,15 +174,33 @@ class Encoder(ABC):
         # under topk, the other features decide which ones are active
         if self.act == "topk" or len(feature) == self.width:
             return self.encode(x)[..., feature]
-        pre = x @ self.W_enc[feature].T + self.b_enc[feature]
+        pre = x @ self.encoder_rows(feature).T + self.b_enc[feature]
         if self.threshold is None:
             return pre.relu()
         return torch.where(pre > self.threshold[feature], pre, 0.0)
+
+    def encode_entries(
+        self, x: Float[Tensor, "token d_in"], feature: Int[Tensor, " token"]
+    ) -> Float[Tensor, " token"]:
+        """Returns the activation of one feature per token."""
+        here = torch.arange(len(x), device=x.device)
+        if self.file is None:
+            return self.encode(x)[here, feature]
+        if self.act == "topk":
+            token, active, value = self.encode_sparse(x)
+            z = x.new_zeros(len(x))
+            own = active == feature[token]
+            z[token[own]] = value[own]
+            return z
+        pre = (x * self.encoder_rows(feature)).sum(-1) + self.b_enc[feature]
+        return torch.where(pre > (0.0 if self.threshold is None else self.threshold[feature]), pre, 0.0)
 
     def encode_sparse(
         self, x: Float[Tensor, "token d_in"]
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Float[Tensor, " entry"]]:
         """Returns (token, feature, value) of the non-zero activations, ordered by token."""
+        if self.file is not None:
+            return self._largest_by_block(x) if self.act == "topk" else self._active_by_block(x)
         pre = torch.addmm(self.b_enc, x, self.W_enc.T)
         if self.act == "topk":
             assert self.k is not None
@@ -126,9 +210,48 @@ class Encoder(ABC):
         token, feature = (pre > (0.0 if self.threshold is None else self.threshold)).nonzero(as_tuple=True)
         return token, feature, pre[token, feature]
 
+    def _blocks(self, x: Float[Tensor, "token d_in"]) -> Iterator[tuple[slice, Float[Tensor, "token _"]]]:
+        """Yields consecutive blocks of features, and their pre-activations."""
+        size = max(1, BLOCK_ELEMENTS // max(1, self.d_in, len(x)))
+        for low in range(0, self.width, size):
+            block = slice(low, min(low + size, self.width))
+            yield block, torch.addmm(self.b_enc[block], x, self.W_enc[block].to(self.b_enc).T)
+            self.release()
+
+    def _largest_by_block(self, x: Float[Tensor, "token d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (token, feature, value) as `encode_sparse` does for topk."""
+        assert self.k is not None
+        values, features = x.new_zeros(len(x), 0), x.new_zeros(len(x), 0, dtype=torch.int64)
+        for block, pre in self._blocks(x):
+            own = pre.topk(min(self.k, pre.shape[1]), dim=1)
+            candidates = torch.cat([values, own.values], 1)
+            values, index = candidates.topk(min(self.k, candidates.shape[1]), dim=1)
+            features = torch.cat([features, own.indices + block.start], 1).gather(1, index)
+        token, rank = (values > 0).nonzero(as_tuple=True)
+        return token, features[token, rank], values[token, rank]
+
+    def _active_by_block(self, x: Float[Tensor, "token d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (token, feature, value) as `encode_sparse` does for thresholds."""
+        parts = []
+        for block, pre in self._blocks(x):
+            token, feature = (pre > (0.0 if self.threshold is None else self.threshold[block])).nonzero(
+                as_tuple=True
+            )
+            parts.append((token, feature + block.start, pre[token, feature]))
+        token, feature, value = map(torch.cat, zip(*parts, strict=True))
+        order = token.argsort(stable=True)
+        return token[order], feature[order], value[order]
+
     def to(self: E, device: str | torch.device, dtype: torch.dtype | None = None) -> E:
-        """Returns the dictionary on `device`. If `dtype` is not None, the tensors are converted to `dtype`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        """Returns the dictionary on `device`. If `dtype` is not None, the tensors are converted to `dtype`.
+
+        The matrices of a mapped dictionary stay where they are.
+        """
+        tensors = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and not (self.file is not None and name in MATRICES)
+        }
         return replace(self, **{name: value.to(device, dtype) for name, value in tensors.items()})  # type: ignore[type-var]
 
 
@@ -158,6 +281,7 @@ class Dictionary(Encoder):
     site_in: str = "mlp_in"
     site_out: str = "mlp_out"
     layer: int = 0
+    file: MappedFile | None = field(default=None, repr=False, compare=False)
 
     @property
     def d_out(self) -> int:
@@ -169,8 +293,9 @@ class Dictionary(Encoder):
         """Layers that the features write to: `layer` alone."""
         return (self.layer,)
 
-    def decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
-        """Returns the decoder rows to layer `output`. Raises KeyError if the features do not write to it."""
+    def stored_decoder(self, output: int) -> Float[Tensor, "feature d_out"]:
+        """Returns the decoder rows to layer `output`, of a mapped dictionary as views of the file. Raises KeyError if
+        the features do not write to it."""
         if output != self.layer:
             raise KeyError(f"features of layer {self.layer} write to no other layer, such as {output}")
         return self.W_dec
@@ -178,7 +303,9 @@ class Dictionary(Encoder):
     @property
     def decoder_norm(self) -> Float[Tensor, " feature"]:
         """Norm of each decoder row, as computed."""
-        return torch.linalg.vector_norm(self.W_dec, dim=1)
+        if self.file is None:
+            return torch.linalg.vector_norm(self.W_dec, dim=1)
+        return torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in row_blocks(self, self.W_dec)])
 
     @property
     def row_norm(self) -> Float[Tensor, " feature"]:
@@ -188,12 +315,16 @@ class Dictionary(Encoder):
         """
         return as_row_norm(self.decoder_norm)
 
+    def row_norms(self, feature: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """Returns `row_norm` of some features."""
+        return as_row_norm(torch.linalg.vector_norm(self.decoder_rows(feature, self.layer), dim=1))
+
     def encoder_input(self, x: Float[Tensor, "*batch d_in"], y: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Returns x for a transcoder and y for an SAE, in the dictionary's dtype.
 
         x is the value of `site_in`. y is the value of `site_out`.
         """
-        return (x if self.is_transcoder else y).to(self.W_enc.dtype)
+        return (x if self.is_transcoder else y).to(self.dtype)
 
     def decode(
         self, z: Float[Tensor, "*batch feature"], x: Float[Tensor, "*batch d_in"]
@@ -217,7 +348,7 @@ class Dictionary(Encoder):
 
     def write(self, z: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
         """Returns z @ W_dec. This is y_hat without bias and skip connection."""
-        return z @ self.W_dec
+        return self.write_to(z, self.layer)
 
     def write_sparse(
         self,
@@ -228,7 +359,11 @@ class Dictionary(Encoder):
     ) -> Float[Tensor, "token d_out"]:
         """Returns z @ W_dec for `n` tokens, given the non-zero entries of z. The entries must be ordered by token."""
         start = torch.searchsorted(token, torch.arange(n, device=token.device))
-        return F.embedding_bag(feature, self.W_dec, start, mode="sum", per_sample_weights=value)
+        rows = self.W_dec
+        if self.file is not None:
+            active, feature = feature.unique(return_inverse=True)
+            rows = self.decoder_rows(active, self.layer)
+        return F.embedding_bag(feature, rows, start, mode="sum", per_sample_weights=value)
 
     # `edit`, `ablate` and `subtract_feature` can compute the same y but round differently: callers must not swap them
 
@@ -275,11 +410,20 @@ class Dictionary(Encoder):
 
         If `value` is the feature's activation, the feature is ablated.
         """
-        return y - (value[..., None] * self.W_dec[feature]).to(y.dtype)
+        rows = self.decoder_rows(torch.as_tensor(feature, device=value.device), self.layer)
+        return y - (value[..., None] * rows).to(y.dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Returns the reconstruction y_hat of site_out. x is the value of site_in."""
         return self.decode(self.encode(x), x)
+
+
+def row_blocks(dictionary: Encoder, matrix: Tensor) -> Iterator[Tensor]:
+    """Yields the rows of a matrix [feature, ...] of a mapped dictionary in consecutive blocks, in the dictionary's
+    dtype."""
+    for rows in matrix.split(max(1, BLOCK_ELEMENTS // max(1, matrix[0].numel()))):
+        yield rows.to(dictionary.b_enc)
+        dictionary.release()
 
 
 def as_row_norm(norm: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
@@ -301,9 +445,9 @@ class DictionaryWeights:
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and the tensor of each field that is not None."""
-        for field in fields(self):
-            if (value := getattr(self, field.name)) is not None:
-                yield field.name, value
+        for each in fields(self):
+            if (value := getattr(self, each.name)) is not None:
+                yield each.name, value
 
 
 def is_transcoder(site_in: str, site_out: str) -> bool:
@@ -338,9 +482,9 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_dictionary(
-    folder: Path | str, device: str | torch.device = "cpu", dtype: str = "float32"
+    folder: Path | str, device: str | torch.device = "cpu", dtype: str = "float32", mapped: bool = False
 ) -> Dictionary:
-    """Load the dictionary in `folder`.
+    """Load the dictionary in `folder`. If `mapped` is true and it is large (`MAPPED`), its matrices stay in the file.
 
     Raises ValueError if the dictionary is missing or damaged, is a layer of a cross-layer transcoder, or is that of
     another layer than the folder's name says.
@@ -349,27 +493,29 @@ def load_dictionary(
     >>> z = dictionary.encode(x)
     >>> y_hat = dictionary.decode(z, x)
     """
-    config, tensors = read_dictionary_files(Path(folder), device)
+    config, tensors, file = read_dictionary_files(Path(folder), device, mapped)
     if "layers" in config or len(config["outputs"]) != 1:
         raise ValueError(
             f"{folder}: is a layer of a cross-layer transcoder, which this does not support; name a run of transcoders "
             "or SAEs (for a cross-layer transcoder, load_cross_layer_transcoder loads all its layers)"
         )
-    return Dictionary(**tensors, **_plain(config), site_out=config["outputs"][0]["site"]).to(
-        device, getattr(torch, dtype)
-    )
+    loaded = Dictionary(**tensors, **_plain(config), site_out=config["outputs"][0]["site"], file=file)
+    return loaded.to(device, getattr(torch, dtype))
 
 
 def read_dictionary_files(
-    folder: Path, device: str | torch.device = "cpu"
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config.json and the tensors of a saved dictionary.
+    folder: Path, device: str | torch.device = "cpu", mapped: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor], MappedFile | None]:
+    """Returns config.json and the tensors of a saved dictionary, and their file if they are mapped.
 
-    Raises ValueError if they are missing or damaged, or of another layer than the folder's name says.
+    They are mapped if `mapped` is true and the dictionary is large (`MAPPED`). Raises ValueError if they are missing or
+    damaged, or of another layer than the folder's name says.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        tensors = load_file(folder / WEIGHTS, device=str(device))
+        weights = folder / WEIGHTS
+        file = MappedFile(weights) if mapped and is_large(weights, device) else None
+        tensors = load_file(weights, device=str(device)) if file is None else file.tensors
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no readable dictionary ({error}); delete it and train again") from error
     named = re.fullmatch(r"layer(\d+)", folder.name)
@@ -377,7 +523,7 @@ def read_dictionary_files(
         raise ValueError(
             f"{folder}: holds the dictionary of layer {config['layer']}; move it back, or delete it and run again"
         )
-    return config, tensors
+    return config, tensors, file
 
 
 def is_cross_layer(folder: Path | str) -> bool:

@@ -101,7 +101,7 @@ def sparse_activations(dictionary: Encoder, x: Float[Tensor, "token d_in"]) -> S
     """Returns the dictionary's non-zero activations for the input `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
     for start in range(0, len(x), ENCODE_BATCH):
-        token, feature, value = dictionary.encode_sparse(x[start : start + ENCODE_BATCH].to(dictionary.W_enc))
+        token, feature, value = dictionary.encode_sparse(x[start : start + ENCODE_BATCH].to(dictionary.b_enc))
         tokens.append((token + start).to(torch.int32).cpu())
         features.append(feature.to(torch.int32).cpu())
         values.append(value.cpu())

@@ -18,7 +18,7 @@ from ..language_model.hooks import Site, observed
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
 from .metrics import FiringSums, firing_sums
-from .replacement import ENCODE_ELEMENTS, Reconstruction
+from .replacement import Reconstruction, tokens_at_once
 
 Mean = Float64[Tensor, " d_out"] | None
 
@@ -58,8 +58,7 @@ def _write(
 ) -> tuple[dict[int, Float[Tensor, "token d_out"]], FiringSums]:
     """Returns what the features add to each output for the input `x`, and the firing counts."""
     parts, firing = [], firing_sums(x.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
-    # pre-activations of all features exist for some tokens at a time
-    for part in x.split(max(1, ENCODE_ELEMENTS // dictionary.width)):
+    for part in x.split(tokens_at_once(dictionary)):
         token, feature, value = dictionary.encode_sparse(part)
         parts.append(dictionary.write_sparse(token, feature, value, len(part)))
         firing += firing_sums(feature, dictionary.width, len(part))

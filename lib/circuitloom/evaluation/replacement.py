@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..config.activations import MLP_OUTPUTS
-from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.dictionary import Dictionary, Encoder
 from ..language_model.hooks import Edit, ReadingEdit, Site, edited
 from ..language_model.model import LanguageModel
 from .held_out import HeldOut
@@ -165,13 +165,20 @@ class DictionaryReplacement(Reconstruction):
         return self.record(y, *reconstruct(self.dictionary, self.dictionary.encoder_input(x, y)))
 
 
+def tokens_at_once(dictionary: Encoder) -> int:
+    """Returns the number of tokens to encode at once, so that at most `ENCODE_ELEMENTS` pre-activations are in memory.
+
+    A mapped dictionary, whose encoder is read for each call, takes any number: it computes some features at a time.
+    """
+    return max(1, ENCODE_ELEMENTS // (dictionary.width if dictionary.file is None else dictionary.d_in))
+
+
 def reconstruct(
     dictionary: Dictionary, x: Float[Tensor, "token d_in"]
 ) -> tuple[Float[Tensor, "token d_out"], FiringSums]:
     """Returns the reconstruction for the input `x`, and the firing counts. Only active features are decoded."""
     y_hat, firing = [], firing_sums(x.new_zeros(0, dtype=torch.int64), dictionary.width, 0)
-    # pre-activations of all features exist for some tokens at a time
-    for part in x.split(max(1, ENCODE_ELEMENTS // dictionary.width)):
+    for part in x.split(tokens_at_once(dictionary)):
         token, feature, value = dictionary.encode_sparse(part)
         y_hat.append(dictionary.decode_sparse(token, feature, value, part))
         firing += firing_sums(feature, dictionary.width, len(part))

@@ -197,11 +197,19 @@ class PromptService:
         return tracer, self._linearized[1]
 
     def _features(self, prompt: str, run: str | None, progress: Progress) -> PromptFeatures:
+        import torch
+
         from ..corpus.token_names import token_name
 
         tracer, model = self._linearize(prompt, run, progress)
         features = model.features
-        norm = {layer: dictionary.row_norm.tolist() for layer, dictionary in model.dictionaries.items()}
+        norm = torch.cat(
+            [
+                dictionary.row_norms(features.feature[features.layer == layer])
+                for layer, dictionary in model.dictionaries.items()
+            ]
+        )
+        written = (features.activation * norm).tolist()
         columns = (features.layer, features.position, features.feature, features.activation)
         names = ("layer", "position", "feature", "activation")
         rows: list[Row] = [
@@ -217,7 +225,7 @@ class PromptService:
             tracer.run,
             tokens,
             # what a feature writes, since the decoder rows of imported dictionaries differ in length
-            sorted(rows, key=lambda row: -row["activation"] * norm[row["layer"]][row["feature"]]),
+            [rows[i] for i in sorted(range(len(rows)), key=lambda i: -written[i])],
             next_tokens,
             tracer.read(prompt).notes,
         )

@@ -30,7 +30,8 @@ class FeatureBasis:
     encode: Callable[[Float[Tensor, "token d_in"]], Entries]
     """Returns the non-zero feature activations, given the values at `site`. No feature activation is negative."""
     decoders: Mapping[int, Float[Tensor, "feature d_out"]]
-    """Decoder row of each feature, by the layer that it writes to."""
+    """Decoder row of each feature, by the layer that it writes to. Those of a mapped dictionary are views of its
+    file, in the file's number format."""
     decoder_norm: Float[Tensor, " feature"]
     site_out: str
     """Name of the site that the features write."""
@@ -38,6 +39,8 @@ class FeatureBasis:
     bias: Float[Tensor, " feature"] | None
     digest: str
     """Digest of the weights and settings that determine the feature activations."""
+    mapped: bool = False
+    """Whether `encode` reads the encoder from its file at each call, and computes some features at a time."""
 
 
 def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> FeatureBasis:
@@ -49,12 +52,13 @@ def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> Featu
         site=Site(dictionary.site_in, layer),
         width=dictionary.width,
         encode=dictionary.encode_sparse,
-        decoders={output: dictionary.decoder(output) for output in dictionary.outputs},
+        decoders={output: dictionary.stored_decoder(output) for output in dictionary.outputs},
         decoder_norm=dictionary.decoder_norm,
         site_out=dictionary.site_out,
-        encoder_norm=torch.linalg.vector_norm(dictionary.W_enc, dim=1),
+        encoder_norm=dictionary.encoder_norm,
         bias=dictionary.b_enc,
         digest=f"{weights_digest(weights)} {dictionary.act} {dictionary.k} {dictionary.site_in}",
+        mapped=dictionary.file is not None,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Integer
+from torch import Tensor
 
 from ..config.features import Features
 from ..core.atomic_io import fsync
@@ -24,7 +25,7 @@ from ..corpus.token_arrays import count_sequences
 from ..corpus.tokens import Tokens
 from ..evaluation.held_out import HeldOut, load_sequences, passes
 from ..language_model.batches import Batch
-from ..language_model.hooks import capture
+from ..language_model.hooks import Site, capture
 from ..language_model.model import LanguageModel
 from .basis import FeatureBasis
 
@@ -122,6 +123,7 @@ def encode_block(
         return []
     entries: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in bases]
     sites = list(dict.fromkeys(basis.site for basis in bases))
+    waiting: dict[Site, list[tuple[Tensor, Tensor]]] = {}
     first = 0
     for rows in passes(sequences, model, batch):
         scored = rows.scored.flatten().nonzero()[:, 0] + first
@@ -131,16 +133,32 @@ def encode_block(
         for site, value in inputs.items():
             model.check_finite(value, f"layer {site.layer}: {site.name} on held-out text")
         for basis, found in zip(bases, entries, strict=True):
+            if basis.mapped:
+                continue
             for begin in range(0, len(scored), ENCODE_BATCH):
-                token, feature, value = basis.encode(inputs[basis.site][begin : begin + ENCODE_BATCH])
-                offset = scored[token + begin].cpu().numpy().astype(_unsigned(sequences.token.numel()))
-                number = feature.cpu().numpy().astype(_unsigned(basis.width))
-                found.append((offset, number, value.cpu().numpy()))
+                part = slice(begin, begin + ENCODE_BATCH)
+                found.append(_encode(basis, inputs[basis.site][part], scored[part], sequences))
+        # an encoder that is read from its file at each call takes all tokens of the block at once
+        for site in {basis.site for basis in bases if basis.mapped}:
+            waiting.setdefault(site, []).append((inputs[site], scored))
+    for basis, found in zip(bases, entries, strict=True):
+        if basis.mapped:
+            x, scored = map(torch.cat, zip(*waiting[basis.site], strict=True))
+            found.append(_encode(basis, x, scored, sequences))
     blocks = []
     for basis, found in zip(bases, entries, strict=True):
         offset, number, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
         blocks.append(sort_block(offset, number, value, basis.width))
     return blocks
+
+
+def _encode(
+    basis: FeatureBasis, x: Float[Tensor, "token d"], scored: Int[Tensor, " token"], sequences: HeldOut
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns place in the block, feature and value of each activation. `scored` are the places of the tokens."""
+    token, feature, value = basis.encode(x)
+    offset = scored[token].cpu().numpy().astype(_unsigned(sequences.token.numel()))
+    return offset, feature.cpu().numpy().astype(_unsigned(basis.width)), value.cpu().numpy()
 
 
 def sort_block(

@@ -42,10 +42,12 @@ def write_logit_effects(
             output: read_norm_after_mlp(model, output) if basis.site_out == "mlp_out" else None
             for output in basis.decoders
         }
+        # decoders of a mapped dictionary can be narrower
+        dtype = basis.decoder_norm.dtype
         with progress(f"logits: {basis.run} layer {basis.layer}", basis.width, "features") as bar:
             for low in range(0, basis.width, FEATURES):
                 added = [
-                    norm_jvp(norms[output], decoder[low : low + FEATURES].to(reads.device))
+                    norm_jvp(norms[output], decoder[low : low + FEATURES].to(reads.device, dtype))
                     for output, decoder in basis.decoders.items()
                 ]
                 vectors = torch.stack(added).sum(0) if len(added) > 1 else added[0]

@@ -7,6 +7,8 @@ from statistics import fmean
 from ..config import ModelShape, Run, Study
 from ..config.corpus import TextFiles
 from ..corpus.files import DataFile, file_format, open_content
+from ..dictionaries.dictionary import BLOCK_ELEMENTS
+from ..dictionaries.mapped_file import MAPPED
 from ..language_model.batches import MOST, Batch, automatic_batch, pass_bytes
 from .work import GpuLoad
 
@@ -146,6 +148,19 @@ def weight_rows(run: Run, layers: Sequence[int]) -> float:
 def weight_bytes(run: Run, d: int, layers: Sequence[int]) -> float:
     """Returns the bytes of a dictionary's weights, as a mean over the study's `layers`."""
     return 4 * (weight_rows(run, layers) * d + 2 * run.width)
+
+
+def is_mapped(run: Run, d: int, layers: Sequence[int], device: str) -> bool:
+    """Whether evaluation, feature tables and traces leave a layer's matrices in its file on `device`, cpu or cuda."""
+    return weight_rows(run, layers) * d > MAPPED[device]
+
+
+def resident_bytes(run: Run, d: int, layers: Sequence[int], device: str) -> float:
+    """Returns the bytes of memory that a layer's dictionary takes where large ones are mapped: all weights, or a block
+    of the encoder with its pre-activations, and biases and thresholds."""
+    if not is_mapped(run, d, layers, device):
+        return weight_bytes(run, d, layers)
+    return 4 * (2 * BLOCK_ELEMENTS + 2 * run.width)
 
 
 def is_sparse(run: Run) -> bool:

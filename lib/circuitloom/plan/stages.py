@@ -9,7 +9,7 @@ from ..config.language_model import HubModel, Pretrain
 from ..core.layout import NEURONS
 from ..evaluation.replacement import ENCODE_ELEMENTS
 from ..evaluation.scoring import HIDDEN_BYTES
-from ..features.external_sort import ENCODE_BATCH
+from ..features.external_sort import BLOCK_POSITIONS, ENCODE_BATCH
 from ..language_model.kernels import ROWS
 from ..language_model.lm_head import BLOCK_ELEMENTS, CACHE_ELEMENTS
 from .case_loads import case_load
@@ -22,10 +22,12 @@ from .sizes import (
     forward,
     forward_bytes,
     forward_load,
+    is_mapped,
     model_bytes,
     model_parameters,
     number_bytes,
     pass_tokens,
+    resident_bytes,
     vocabulary,
     weight_bytes,
     weight_rows,
@@ -186,14 +188,19 @@ def evaluation(study: Study, held_out: float) -> Work:
     held = forward_bytes(study, batch) + shape.layers * state + min(HIDDEN_BYTES, 2 * sites * layers * state)
     widest = max((run.width for run in runs), default=0)
     held += 8 * min(ENCODE_ELEMENTS, batch * widest)
-    size = {run.name: weight_bytes(run, shape.d_model, study.layers) for run in runs}
-    weights = max(size.values(), default=0)
+    weights = max((weight_bytes(run, shape.d_model, study.layers) for run in runs), default=0)
+    size = {run.name: resident_bytes(run, shape.d_model, study.layers, "cpu") for run in runs}
+    resident = max(size.values(), default=0)
+    on_gpu = max((resident_bytes(run, shape.d_model, study.layers, "cuda") for run in runs), default=0)
     # a job has all layers of a cross-layer transcoder
     loaded = [
         sum(size[run.name] for run in sweep) * (layers if study.grouped or sweep[0].is_cross_layer else 1)
         for sweep in study.sweeps.values()
     ]
-    loaded = max([*loaded, weights * (layers if study.evaluation.together else 1)])
+    loaded = max([*loaded, resident * (layers if study.evaluation.together else 1)])
+    # a mapped encoder is read for each pass, with one layer and with all layers replaced
+    mapped = [run for run in runs if is_mapped(run, shape.d_model, study.layers, "cuda")]
+    encoders = 2 * layers * sum(4 * run.width * shape.d_model for run in mapped) * tokens / batch
     n_passes = (len(runs) + 2 * sites) * len(starts) + jobs + 1
     return Work(
         "evaluation",
@@ -210,8 +217,8 @@ def evaluation(study: Study, held_out: float) -> Work:
         host_memory=PROCESS_BYTES,
         gpu_memory=held
         + HEAD_BLOCKS * 4 * min(BLOCK_ELEMENTS, batch * vocabulary(shape))
-        + weights * (layers if study.evaluation.together else 1),
-        read=weights * layers * len(runs),
+        + on_gpu * (layers if study.evaluation.together else 1),
+        read=weights * layers * len(runs) + encoders,
         matched_activations=tokens * entries * matched,
         files=6 * len(runs) * layers,
     )
@@ -244,12 +251,26 @@ def features(study: Study, held_out: float) -> Work:
     positions = pass_tokens(study, config.batch, kept=shape.layers)
     groups = 1 if study.grouped else layers
     tabulated = len(study.sweeps) + (config.neurons != 0)
-    rows = max(
-        [sum(weight_rows(run, study.layers) for run in sweep) for sweep in study.sweeps.values()], default=0
+    weights, on_gpu = (
+        max(
+            [
+                sum(resident_bytes(run, shape.d_model, study.layers, device) for run in sweep)
+                for sweep in study.sweeps.values()
+            ],
+            default=0,
+        )
+        * layers
+        / groups
+        for device in ("cpu", "cuda")
     )
-    weights = 4 * rows * shape.d_model * layers / groups
+    mapped = [run for run in runs if is_mapped(run, shape.d_model, study.layers, "cuda")]
+    # a mapped encoder is read for each block of tokens, and computes a block of features at a time
+    encoders = layers * sum(4 * run.width * shape.d_model for run in mapped) * tokens / BLOCK_POSITIONS
+    at_once = [run.width for run in runs if run not in mapped] + [shape.d_mlp] * (config.neurons != 0)
     # what each layer reads and writes, and the unembedding with the gain of the final norm
     read = number_bytes(study) * 2 * positions * shape.d_model * layers / groups
+    # inputs of a block of tokens wait for a mapped encoder
+    waiting = 4 * BLOCK_POSITIONS * shape.d_model * layers / groups * bool(mapped)
     unembedding = 4 * vocabulary(shape) * shape.d_model
     # a job runs the model once, up to its last layer
     last = [max(study.layers)] if study.grouped else study.layers
@@ -262,6 +283,7 @@ def features(study: Study, held_out: float) -> Work:
         + forward_bytes(study, positions)
         + weights
         + read
+        + waiting
         + unembedding
         + TABULATING_BYTES,
         operations=tokens * (tabulated * sum(forward(study, layer + 1) for layer in last) + encode) + logits,
@@ -269,8 +291,11 @@ def features(study: Study, held_out: float) -> Work:
         starts=tabulated * groups,
         gpu_load=(passes + encoded) * tokens + GpuLoad(fp32_flops=logits),
         host_memory=PROCESS_BYTES + TABULATING_BYTES,
-        gpu_memory=forward_bytes(study, positions) + weights + 8 * ENCODE_BATCH * max(widths, default=0),
-        read=sum(weight_bytes(run, shape.d_model, study.layers) for run in runs) * layers,
+        gpu_memory=forward_bytes(study, positions)
+        + on_gpu
+        + waiting
+        + 8 * ENCODE_BATCH * max(at_once, default=0),
+        read=sum(weight_bytes(run, shape.d_model, study.layers) for run in runs) * layers + encoders,
         sorted_activations=tokens * sum(fires) * layers,
         files=6 * len(fires) * layers,
     )

@@ -137,9 +137,9 @@ def compute_context_means(
                 if layer not in sums:
                     sums[layer] = _ContextSums(entries.feature, prompt)
                 dictionary = prompt.dictionaries[layer]
-                feature = here.feature.to(dictionary.W_enc.device)
+                feature = here.feature.to(dictionary.b_enc.device)
                 position = here.position.to(feature.device)
-                rows, bias = dictionary.W_enc[feature], dictionary.b_enc[feature]
+                rows, bias = dictionary.encoder_rows(feature), dictionary.b_enc[feature]
                 targets = make_targets(prompt, layer, position, rows, bias)
                 sums[layer].add(prompt, targets, feature)
     return {layer: each.means() for layer, each in sums.items()}

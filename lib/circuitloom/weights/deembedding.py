@@ -94,7 +94,7 @@ def encoder_in_residual(
     For a dictionary that reads resid_mid, the result is W_enc[features].
     """
     norm = weights.blocks[layer].norm_before(dictionary)
-    return norm_vjp(norm, dictionary.W_enc[features].to(weights.unembedding.norm.gain))
+    return norm_vjp(norm, dictionary.encoder_rows(features).to(weights.unembedding.norm.gain))
 
 
 def head_layers(model: LanguageModel, source: int, target: int) -> range:

@@ -194,7 +194,7 @@ def candidate_activations(
             context.model.check_finite(x, f"layer {site.layer}: {site.name} on held-out text")
             for done in range(0, len(x), ENCODE_BATCH):
                 token, feature, z = dictionary.encode_sparse(
-                    x[done : done + ENCODE_BATCH].to(dictionary.W_enc)
+                    x[done : done + ENCODE_BATCH].to(dictionary.b_enc)
                 )
                 own = torch.isin(feature, features[site.layer].to(feature.device))
                 token = token[own] + start + done

@@ -394,7 +394,7 @@ def _activations(
     dictionary = context.transcoders[feature.layer]
     site = Site(dictionary.site_in, feature.layer)
     x = capture(context.model, token, [site])[site][:, -1]
-    return dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature.feature].tolist()
+    return dictionary.encode(x.to(dictionary.dtype))[:, feature.feature].tolist()
 
 
 def effect_answers(

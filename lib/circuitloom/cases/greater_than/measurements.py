@@ -171,7 +171,7 @@ def variances(
     sites = {FEATURES: Site(dictionary.site_in, dictionary.layer), NEURONS: Site("neurons", dictionary.layer)}
     captured = capture(model, prompts.token, list(sites.values()))
     last = {site: value[:, -1] for site, value in captured.items()}
-    z = dictionary.encode(last[sites[FEATURES]].to(dictionary.W_enc.dtype))
+    z = dictionary.encode(last[sites[FEATURES]].to(dictionary.dtype))
     variance = z.var(0) * dictionary.row_norm.square()
     return {FEATURES: variance, NEURONS: last[sites[NEURONS]].float().var(0)}
 
@@ -289,7 +289,7 @@ def last_feature_activations(
     decoder rows."""
     site = Site(dictionary.site_in, dictionary.layer)
     x = capture(model, prompts.token, [site])[site][:, -1]
-    z = dictionary.encode(x.to(dictionary.W_enc.dtype))[:, feature]
+    z = dictionary.encode(x.to(dictionary.dtype))[:, feature]
     return z * dictionary.row_norm[feature]
 
 

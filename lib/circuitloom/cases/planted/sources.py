@@ -103,7 +103,7 @@ def trace_circuits(
             feature = torch.tensor([features[number].feature for number, _, _ in group])
             position = torch.tensor([position for _, _, position in group], device=token.device)
             dictionary = linearized[run].dictionaries[layer]
-            rows, bias = dictionary.W_enc[feature], dictionary.b_enc[feature]
+            rows, bias = dictionary.encoder_rows(feature), dictionary.b_enc[feature]
             targets = make_targets(linearized[run], layer, position, rows, bias)
             embeddings = source_columns(linearized[run]).embeddings
             effects = total_effects(linearized[run], targets)[:, embeddings].float().cpu()

@@ -25,6 +25,12 @@ TRACE = Table(
         ),
         "dtype": (STRING, "dtype of the model and of all sums"),
         "n_active": (INT, "active (layer, position, feature) triples"),
+        "n_rows": (INT, "active features whose direct effects were computed to find the influence"),
+        "unfollowed": (
+            FLOAT,
+            "share of the influence that reaches features without computed effects, and is not followed; bounds the "
+            "error of the replacement score; 0 if all was followed",
+        ),
         "n_nodes": (INT, "nodes of the pruned graph"),
         "n_edges": (INT, "edges of the pruned graph"),
         "replacement_score": (

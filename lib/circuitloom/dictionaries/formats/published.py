@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from ...config.dictionaries import Run, stated_keys
 from ...config.published import Format, is_transcoder_circuits, recognise
@@ -139,7 +138,7 @@ def to_dictionary(layer: PublishedLayer, norm: Norm | None, site_in: str, site_o
             raise ValueError(f"{file}: {error}; name dictionaries of another hook") from error
         if layer.kind == "sae":
             weights.write_after_gain(norm)
-    tensors: dict[str, Tensor] = weights.rounded()
+    tensors: dict[str, Any] = weights.rounded()
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{file}: {name} has values beyond float32; name another dictionary")
