@@ -293,7 +293,7 @@ def test_a_model_without_a_cache_that_works_runs_the_complete_text(tmp_path):
 @pytest.mark.parametrize(
     ("text", "edits", "tokens", "positions", "message"),
     [
-        (" ".join(["w5"] * 40), "set 1/3=9", 4, "all", "has 41 tokens, the model's context is 32; shorten"),
+        (" ".join(["w5"] * 40), "set 1/3=9", 4, "all", "has 41 tokens, the context is 32; shorten it"),
         (TEXT, "set 1/3=9", 25, "all", "8 tokens and 25 more are asked for.* 32; ask for at most 24"),
         (TEXT, "set 7/3=9", 4, "all", "layer 7 has no dictionary; choose from 0, 1, 2"),
         (TEXT, "set 1/40=9", 4, "all", "layer 1 has features 0 to 39, not 40"),

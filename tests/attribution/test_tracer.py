@@ -222,7 +222,10 @@ def test_the_error_names_where_a_feature_fires_instead(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(" ", "the prompt is empty"), ("w5 " * CONTEXT, "the study's context is 32; shorten it")],
+    [
+        (" ", "the prompt is empty"),
+        ("w5 " * CONTEXT, "the context is 32; shorten it, or set circuits.context"),
+    ],
 )
 def test_an_invalid_prompt_raises(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):

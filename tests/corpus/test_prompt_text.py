@@ -103,7 +103,7 @@ def test_unknown_words_are_counted() -> None:
         (" ", "the prompt is empty"),
         ("<bos>", "the prompt has only its first token"),
         ("he ran", "does not know the word 'ran' of the prompt"),
-        ("he " * CONTEXT, "the study's context is 64; shorten it, or raise the limit"),
+        ("he " * CONTEXT, "the context is 64; shorten it"),
     ],
 )
 def test_a_prompt_that_cannot_be_read_is_refused(words: Tokenizer, text: str, message: str) -> None:

@@ -36,6 +36,8 @@ from .linearized_model import LinearizedModel
 from .paths import Paths, PathSearch, find_paths, target_reader
 from .targets import RootNode, find_roots, read_answers, resolve_position
 
+LONGER_PROMPTS = "shorten it, or set circuits.context (--context), up to the model's positions"
+"""What to do about a prompt that is too long."""
 TOKENS_PER_LABEL = 3
 """Largest number of tokens in the text of a feature without a label."""
 
@@ -119,7 +121,7 @@ class Tracer:
 
     def read(self, text: str, special: bool = False) -> PromptText:
         """Returns a prompt as token ids. `special` and the errors are those of `read_prompt`."""
-        return read_prompt(text, self.tokenizer, self.context, special)
+        return read_prompt(text, self.tokenizer, self.context, special, LONGER_PROMPTS)
 
     def linearize(self, prompt: str | PromptText) -> LinearizedModel:
         """Returns the linearized model of a prompt.

@@ -134,12 +134,14 @@ class PromptText:
         return f"{refusal}{hint}; name another"
 
 
-def read_prompt(text: str, tokenizer: Tokenizer, context: int, special: bool = False) -> PromptText:
+def read_prompt(
+    text: str, tokenizer: Tokenizer, context: int, special: bool = False, remedy: str = "shorten it"
+) -> PromptText:
     """Returns a prompt as token ids, with one BOS in front if the tokenizer has one.
 
     A BOS that the text spells out at its start counts once. Other special tokens in the text are text, or special
     tokens with `special`. Raises ValueError if the prompt is empty or contains an unknown word. Also raises ValueError
-    if the prompt has only one token, or more than `context` tokens.
+    if the prompt has only one token, or more than `context` tokens: `remedy` says what to do then.
     """
     if not text.strip():
         raise ValueError("the prompt is empty; give it at least one word")
@@ -160,10 +162,7 @@ def read_prompt(text: str, tokenizer: Tokenizer, context: int, special: bool = F
         ) from error
     token = np.array([*([] if bos_id is None else [bos_id]), *ids.tolist()], np.int64)
     if len(token) > context:
-        raise ValueError(
-            f"the prompt has {len(token)} tokens, the study's context is {context}; shorten it, or raise the limit "
-            "with circuits.context or --context, up to the model's positions"
-        )
+        raise ValueError(f"the prompt has {len(token)} tokens, the context is {context}; {remedy}")
     if len(token) < 2:
         raise ValueError("the prompt has only its first token, which dictionaries skip; add a word")
     counted = [f"the BOS {bos} at the start of the prompt counts once"] if own != text else []
