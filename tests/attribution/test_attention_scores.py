@@ -11,11 +11,11 @@ from tests.attribution.inputs import KINDS, PROMPT, READING, load_tiny, make_lin
 from tests.attribution.test_architectures import exact_norms
 from tests.models import ARCHITECTURES, LAYERS
 
-from circuitloom.attribution.attention_scores import HeadEdge, ScoreAttribution, attribute_scores
+from circuitloom.attribution.attention_scores import ScoreAttribution, attribute_scores
 from circuitloom.attribution.direct_effects import source_columns
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.language_model.model import LanguageModel
-from circuitloom.language_model.query_key import PromptScores, capture_scores, read_query_key
+from circuitloom.language_model.query_key import HeadEdge, PromptScores, capture_scores, read_query_key
 
 BOUNDS = {"float64": 1e-9, "float32": 1e-4}
 IN_FLOAT32 = ("codegen", "gpt_neo", "gptj")

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..language_model.query_key import FrozenProjection, LayerScores, PromptScores
+from ..language_model.query_key import FrozenProjection, HeadEdge, LayerScores, PromptScores
 from .direct_effects import MAX_ELEMENTS, MAX_TARGETS_ON_CPU, source_columns, stream_effects
 from .linearized_model import LinearizedModel
 from .paths import HEAD, Paths
@@ -33,15 +33,6 @@ FIRST_SOURCES = 64
 """Number of sources per side whose pairs bound the size of the strongest pairs."""
 PAIR_ELEMENTS = 2**22
 """Largest number of pairs that are computed at once."""
-
-
-class HeadEdge(NamedTuple):
-    """A head that reads `key` from `query`; both are positions."""
-
-    layer: int
-    head: int
-    query: int
-    key: int
 
 
 class SourcePairs(NamedTuple):

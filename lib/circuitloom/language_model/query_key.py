@@ -21,7 +21,7 @@ queries, keys and scores, and a model that differs is refused.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,15 @@ TOLERANCE = 1e-3
 """Largest relative difference between queries, keys and scores of the model and what this module measures."""
 MAX_ELEMENTS = 2**25
 """Largest number of elements of the queries that are measured at once."""
+
+
+class HeadEdge(NamedTuple):
+    """A head that reads position `key` from position `query`."""
+
+    layer: int
+    head: int
+    query: int
+    key: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ class PromptScores:
         own, weights = self.recorded[layer], self.weights[layer]
         x = own.args[0] if own.args else own.kwargs["hidden_states"]
         maps, biases = _measure_maps(self.model, layer, own)
-        has_norms = bool(_norms(self.model, layer))
+        has_norms = bool(query_key_norms(self.model, layer))
         projections = []
         for i, (W, b) in enumerate(((weights.W_Q, weights.b_Q), (weights.W_K, weights.b_K))):
             value = own.inputs[i][0].to(x.dtype)
@@ -172,7 +181,7 @@ def read_query_key(model: LanguageModel) -> list[QueryKeyWeights]:
     rows = unit_inputs(model)
     layers = range(model.layers)
     zero = torch.zeros(1, 1, dtype=torch.int64)
-    norms = {(layer, name): module for layer in layers for name, module in _norms(model, layer).items()}
+    norms = {(layer, name): module for layer in layers for name, module in query_key_norms(model, layer).items()}
     inputs = {Site("attention_in", layer): lambda _x, _y: rows[:, None] for layer in layers}
 
     def units(layer: int) -> dict[str, nn.Module]:
@@ -331,7 +340,7 @@ def _projections(model: LanguageModel, layer: int) -> dict[str, nn.Module]:
     return {name: module for name, module in _parts(model, layer).items() if not _is_norm(module)}
 
 
-def _norms(model: LanguageModel, layer: int) -> dict[str, nn.Module]:
+def query_key_norms(model: LanguageModel, layer: int) -> dict[str, nn.Module]:
     """Returns the norms of queries and keys of an attention module."""
     return {name: module for name, module in _parts(model, layer).items() if _is_norm(module)}
 
