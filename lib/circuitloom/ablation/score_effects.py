@@ -110,7 +110,7 @@ class _Prompt:
 
     layer: int
     inputs: ScoreInputs
-    scores: Float[Tensor, "one head target source"]
+    scores: Float[Tensor, "one head query key"]
     norms: Mapping[str, tuple[Norm, Tensor]]
     """Norm and denominators of each norm of queries and keys."""
 
@@ -182,14 +182,16 @@ def _free(
     prompt: _Prompt,
     ablations: Sequence[SideAblation],
     targets: Sequence[AttributionTargets],
-) -> tuple[Float[Tensor, "ablation head target source"], Float[Tensor, "ablation target"]]:
+) -> tuple[Float[Tensor, "ablation head query key"], Float[Tensor, "ablation target"]]:
     """Returns the scores of the layer and the values of the targets after each free ablation."""
     sources = torch.tensor([each.source for each in ablations], device=model.features.layer.device)
     changed: list[ScoreInputs] = []
     edits = ablation_edits(model, sources)
     with (
         edited(language_model, edits),
-        observed_scores(language_model, [prompt.layer], lambda _layer, inputs, _scores: changed.append(inputs)),
+        observed_scores(
+            language_model, [prompt.layer], lambda _layer, inputs, _scores: changed.append(inputs)
+        ),
     ):
         _run_to(language_model, model, len(ablations), prompt.layer)
     values: list[Tensor] = []
@@ -207,7 +209,7 @@ def _scores_with(
     ablations: Sequence[SideAblation],
     run: Callable[[], object],
     changed: ScoreInputs | None = None,
-) -> Float[Tensor, "ablation head target source"]:
+) -> Float[Tensor, "ablation head query key"]:
     """Returns the layer's scores in the pass that `run` makes, in which only one query or key of one head differs from
     the prompt's: the one in `changed`, or without it the one that the pass computes itself."""
     found: list[Tensor] = []
@@ -257,7 +259,7 @@ def _run_to(language_model: LanguageModel, model: LinearizedModel, n: int, layer
 
 
 def _at_edges(
-    values: Float[Tensor, "ablation head target source"], edges: Sequence[HeadEdge]
+    values: Float[Tensor, "ablation head query key"], edges: Sequence[HeadEdge]
 ) -> Float[Tensor, " ablation"]:
     index = torch.tensor(edges, device=values.device)[:, 1:].unbind(1)
     return values[torch.arange(len(edges)), *index]

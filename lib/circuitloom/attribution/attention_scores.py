@@ -16,7 +16,7 @@ reach s. So the score is bilinear:
 4. Softmax compares keys. `relative` marginals are effects on the score minus the mean score over all keys of the query.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +97,9 @@ class ScoreAttribution:
 
     def relative_query_effects(self, plain: bool = False) -> Float[Tensor, " source"]:
         """Effect of each query source on the score minus the mean score. With `plain`, all keys have equal weight."""
-        return self.scale * (self.query @ (self.key_vector - (self.plain_mean_key if plain else self.mean_key)))
+        return self.scale * (
+            self.query @ (self.key_vector - (self.plain_mean_key if plain else self.mean_key))
+        )
 
     def relative_key_effects(self, plain: bool = False) -> Float[Tensor, " source"]:
         """Effect of each key source on the score minus the mean score. With `plain`, all keys have equal weight.
@@ -138,7 +140,9 @@ class ScoreAttribution:
             best = SourcePairs(*(each[order] for each in best))
         return SourcePairs(*(each[best.effect != 0] for each in best))
 
-    def _by_size(self, side: Float[Tensor, "source d_head"]) -> tuple[Int[Tensor, " nonzero"], Float[Tensor, " nonzero"]]:
+    def _by_size(
+        self, side: Float[Tensor, "source d_head"]
+    ) -> tuple[Int[Tensor, " nonzero"], Float[Tensor, " nonzero"]]:
         """Returns the sources that add to a query or key, and the norms of what they add, by descending norm."""
         size = side.norm(dim=1)
         if self.total:
@@ -160,6 +164,77 @@ def head_edges(paths: Paths) -> dict[HeadEdge, float]:
         edge = HeadEdge(int(paths.layer[path]), int(paths.index[path]), query, int(paths.position[path]))
         found[edge] = found.get(edge, 0.0) + float(paths.contribution[path])
     return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+
+
+class SideEffects(NamedTuple):
+    """Sources of the query or the key of a head edge, by descending |relative_plain|.
+
+    Where the pattern is close to 1, the weighted mean score is close to the score, so `relative` would say little.
+    """
+
+    source: Int[Tensor, " source"]
+    """Columns of `source_columns(model)`."""
+    effect: Float[Tensor, " source"]
+    """What each source adds to the score."""
+    relative: Float[Tensor, " source"]
+    """What each source adds to the score minus the mean score, weighted by the pattern."""
+    relative_plain: Float[Tensor, " source"]
+    """What each source adds to the score minus the mean score over all keys."""
+
+
+@dataclass(frozen=True)
+class EdgeAttention:
+    """Why a head reads a position: the strongest pairs and sources of one head edge's score."""
+
+    edge: HeadEdge
+    contribution: float
+    """What passes through the edge to the first root, over the circuit's greedy paths."""
+    score: float
+    """The model's own score, before cap and mask."""
+    pattern: float
+    mean_score: float
+    plain_mean_score: float
+    pairs: SourcePairs
+    query: SideEffects
+    key: SideEffects
+
+
+def trace_attention(
+    model: LinearizedModel, scores: PromptScores, edges: Mapping[HeadEdge, float], n: int, total: bool = False
+) -> list[EdgeAttention]:
+    """Returns the `n` strongest pairs, query sources and key sources of each head edge, in the order of `edges`.
+
+    `edges` maps each edge to its contribution. `total` and the errors are those of `attribute_scores`.
+    """
+    found = {}
+    for each in attribute_scores(model, scores, edges, total):
+        found[each.edge] = EdgeAttention(
+            each.edge,
+            edges[each.edge],
+            each.score,
+            each.pattern,
+            each.mean_score,
+            each.plain_mean_score,
+            each.strongest_pairs(n),
+            _strongest(
+                each.query_effects, each.relative_query_effects(), each.relative_query_effects(plain=True), n
+            ),
+            _strongest(
+                each.key_effects, each.relative_key_effects(), each.relative_key_effects(plain=True), n
+            ),
+        )
+    return [found[edge] for edge in edges]
+
+
+def _strongest(
+    effect: Float[Tensor, " source"],
+    relative: Float[Tensor, " source"],
+    relative_plain: Float[Tensor, " source"],
+    n: int,
+) -> SideEffects:
+    best = relative_plain.abs().topk(min(n, len(relative_plain))).indices
+    best = best[relative_plain[best] != 0]
+    return SideEffects(best, effect[best], relative[best], relative_plain[best])
 
 
 def check_edge(model: LinearizedModel, scores: PromptScores, edge: HeadEdge) -> None:

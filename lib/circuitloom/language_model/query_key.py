@@ -181,7 +181,9 @@ def read_query_key(model: LanguageModel) -> list[QueryKeyWeights]:
     rows = unit_inputs(model)
     layers = range(model.layers)
     zero = torch.zeros(1, 1, dtype=torch.int64)
-    norms = {(layer, name): module for layer in layers for name, module in query_key_norms(model, layer).items()}
+    norms = {
+        (layer, name): module for layer in layers for name, module in query_key_norms(model, layer).items()
+    }
     inputs = {Site("attention_in", layer): lambda _x, _y: rows[:, None] for layer in layers}
 
     def units(layer: int) -> dict[str, nn.Module]:
@@ -256,16 +258,8 @@ def _measure_maps(
     rows = torch.cat([torch.zeros(1, size), torch.eye(size)]).to(x.device, x.dtype)
     chunk = max(1, MAX_ELEMENTS // (heads * positions * size))
     found: list[list[Tensor]] = [[], []]
-    module = model.attention(layer)
     for part in rows.split(chunk):
-        inputs = x.new_zeros(len(part), *x.shape[1:])
-        args, kwargs = ((inputs, *own.args[1:]), own.kwargs) if own.args else ((), {**own.kwargs, "hidden_states": inputs})
-
-        def tile(_key: str, _x: Tensor, y: Tensor, part: Tensor = part) -> Tensor:
-            return _tiled(part, y)
-
-        with edited_modules(_projections(model, layer), tile):
-            measured = capture_score_inputs(model, [layer], lambda: module(*args, **kwargs))[layer]
+        measured = _run_attention(model, layer, own, part)
         for values, each in zip(found, measured, strict=True):
             values.append(each.to(x.dtype))
     maps, biases = [], []
@@ -274,6 +268,21 @@ def _measure_maps(
         biases.append(value[0])
         maps.append((value[1:] - value[0]).permute(1, 2, 0, 3).contiguous())
     return maps, biases
+
+
+def _run_attention(
+    model: LanguageModel, layer: int, own: _Recorded, rows: Float[Tensor, "sequence d_head"]
+) -> ScoreInputs:
+    """Returns the queries and keys of an attention module whose projections return rows[i] for every head at every
+    position of sequence i."""
+    x = own.args[0] if own.args else own.kwargs["hidden_states"]
+    inputs = x.new_zeros(len(rows), *x.shape[1:])
+    args, kwargs = (inputs, *own.args[1:]), own.kwargs
+    if not own.args:
+        args, kwargs = (), {**own.kwargs, "hidden_states": inputs}
+    module = model.attention(layer)
+    with edited_modules(_projections(model, layer), lambda _name, _x, y: _tiled(rows, y)):
+        return capture_score_inputs(model, [layer], lambda: module(*args, **kwargs))[layer]
 
 
 def _tiled(
@@ -287,7 +296,9 @@ def _tiled(
     return rows.repeat(1, like.shape[-1] // rows.shape[1])[:, None].expand(like.shape)
 
 
-def _captured(model: LanguageModel, tokens: Int[Tensor, "sequence position"], layers: range) -> dict[int, ScoreInputs]:
+def _captured(
+    model: LanguageModel, tokens: Int[Tensor, "sequence position"], layers: range
+) -> dict[int, ScoreInputs]:
     found = capture_score_inputs(model, layers, lambda: model.module(tokens.to(model.device)))
     _check_found(model, found, layers)
     return found
