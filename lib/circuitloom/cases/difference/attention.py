@@ -248,9 +248,9 @@ def attention_sentences(attention: AnswerAttention) -> list[str]:
     return [
         f"Head {attention.layer}.{attention.head} reads the right answer's place most on the finding half (attention "
         f"{attention.found:.2f}). On the {len(attention.pattern)} testing prompts in which the answer stands, its "
-        f"score there leads the other keys' by {total:.2f} on average. Largest parts of the lead, query sources with key "
-        f"sources: {named}. `current` are sources at the last position, `own` and `previous` those at the key and at "
-        "the token before it.",
+        f"score there leads the other keys' by {total:.2f} on average. Largest parts of the lead, query sources with "
+        f"key sources: {named}. `current` are sources at the last position, `own` and `previous` those at the key and "
+        "at the token before it.",
         f"If the key lacks the embedding of the token before it, the logit difference falls by "
         f"{float(attention.difference_drop.mean()):.2f} on average. Drops of scores that QK attribution predicts and "
         f"those measured with all else frozen differ by at most {attention.frozen_error:.1e}.",
