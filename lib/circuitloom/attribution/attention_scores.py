@@ -374,28 +374,41 @@ def _effects(
     model: LinearizedModel, layer: int, rows: Sequence[_Rows], total: bool
 ) -> list[Float[Tensor, "row source"]]:
     """Returns the effects of all sources on each of `rows`."""
-    d, like = model.captured.resid_final.shape[1], model.captured.resid_final
-    # rows that end at similar positions are backpropagated together, which needs less padding
-    order = sorted(range(len(rows)), key=lambda i: rows[i].stop)
     result: dict[int, Tensor] = {}
-    while order:
-        chunk, count = [], 0
-        while order:
-            stop, size = rows[order[0]].stop, len(rows[order[0]].constant)
-            most = MAX_ELEMENTS // (stop * d)
-            if like.device.type == "cpu":
-                most = min(most, MAX_TARGETS_ON_CPU)
-            if chunk and count + size > most:
-                break
-            chunk.append(order.pop(0))
-            count += size
-        g = like.new_zeros(rows[chunk[-1]].stop, count, d)
-        start = 0
-        for i in chunk:
-            stop = start + len(rows[i].constant)
-            g[rows[i].first : rows[i].stop, start:stop] = rows[i].g
-            start = stop
-        effects = stream_effects(model, layer, g, torch.cat([rows[i].constant for i in chunk]), total)
-        sizes = [len(rows[i].constant) for i in chunk]
-        result |= dict(zip(chunk, effects.split(sizes), strict=True))
+    # what reads one position is cheaper than what reads several
+    for alone in (True, False):
+        order = [i for i, each in enumerate(rows) if (len(each.g) == 1) == alone]
+        for chunk in _chunks(model, rows, order):
+            sizes = [len(rows[i].constant) for i in chunk]
+            like = model.captured.resid_final
+            g = like.new_zeros(max(rows[i].stop for i in chunk), sum(sizes), like.shape[1])
+            for i, part in zip(chunk, g.split(sizes, 1), strict=True):
+                part[rows[i].first : rows[i].stop] = rows[i].g
+            constant = torch.cat([rows[i].constant for i in chunk])
+            only = None
+            if alone:
+                positions = torch.tensor([rows[i].first for i in chunk], device=like.device)
+                only = positions.repeat_interleave(torch.tensor(sizes, device=like.device))
+            effects = stream_effects(model, layer, g, constant, total, only)
+            result |= dict(zip(chunk, effects.split(sizes), strict=True))
     return [result[i] for i in range(len(rows))]
+
+
+def _chunks(model: LinearizedModel, rows: Sequence[_Rows], order: Sequence[int]) -> Iterator[list[int]]:
+    """Yields the indices in `order` in chunks that are backpropagated together."""
+    like = model.captured.resid_final
+    chunk: list[int] = []
+    count = 0
+    # rows that end at similar positions together need less padding
+    for i in sorted(order, key=lambda i: rows[i].stop):
+        size = len(rows[i].constant)
+        most = MAX_ELEMENTS // (rows[i].stop * like.shape[1])
+        if like.device.type == "cpu":
+            most = min(most, MAX_TARGETS_ON_CPU)
+        if chunk and count + size > most:
+            yield chunk
+            chunk, count = [], 0
+        chunk.append(i)
+        count += size
+    if chunk:
+        yield chunk

@@ -198,16 +198,18 @@ def stream_effects(
     g: Float[Tensor, "position target d"],
     constant: Float[Tensor, " target"],
     features: bool = False,
+    only: Int[Tensor, " target"] | None = None,
 ) -> Float[Tensor, "target source"]:
     """Returns the effects of each source on targets that read the input of block `layer` at several positions.
 
     The value of target i is sum_p g[p, i] . stream[p] + constant[i], for positions 0 to len(g) - 1. Effects are direct
-    or, if `features` is True, total, as in `direct_effects` and `total_effects`. `g` is overwritten.
+    or, if `features` is True, total, as in `direct_effects` and `total_effects`. `g` is overwritten. `only` is that of
+    `LinearizedModel.backpropagate_stream`.
     """
     out = g.new_zeros(g.shape[1], len(source_columns(model)))
     biases = model.constant_block_input[layer, : len(g)]
     own = constant + torch.einsum("ptd,pd->t", g, biases)
-    _write_effects(model, model.backpropagate_stream(g, layer, features), own, out, features)
+    _write_effects(model, model.backpropagate_stream(g, layer, features, only), own, out, features)
     return out
 
 

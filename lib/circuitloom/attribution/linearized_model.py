@@ -276,12 +276,17 @@ class LinearizedModel:
         yield from self.backpropagate_stream(g, layer, features)
 
     def backpropagate_stream(
-        self, g: Float[Tensor, "position target d"], layer: int, features: bool = False
+        self,
+        g: Float[Tensor, "position target d"],
+        layer: int,
+        features: bool = False,
+        only: Int[Tensor, " target"] | None = None,
     ) -> Iterator[SiteGradient]:
         """Same as `backpropagate`, from the input of block `layer` (the final residual stream, if `layer` is the number
         of layers).
 
         `g` is the gradient of each target with respect to this stream at positions 0 to len(g) - 1. It is overwritten.
+        If target i reads this stream at one position, only[i], the first step is cheaper with `only`.
         """
         n = len(g)
         # features of a layer write to this layer and later ones: their slopes are complete when it is reached
@@ -298,7 +303,12 @@ class LinearizedModel:
             if not self.captured.parallel:
                 g += g_in
                 g_in = 0.0
-            g += block.attention_vjp(g) + g_in
+            if only is None:
+                g += block.attention_vjp(g) + g_in
+            else:
+                at_position = g[only, torch.arange(len(only), device=g.device)]
+                g += block.attention_vjp_at(at_position, only, n) + g_in
+                only = None
         yield SiteGradient("embedding", 0, g)
 
 
