@@ -78,10 +78,8 @@ def ablate_sides(
     Raises ValueError for the constant, and if a norm of queries or keys has weights of its own for each head.
     """
     like = model.captured.resid_final
-    drops = ScoreDrops(
-        *(like.new_zeros(len(ablations)) for _ in range(3)),
-        like.new_zeros(len(ablations), sum(len(target) for target in targets)),
-    )
+    frozen, free, pattern = like.new_zeros(3, len(ablations))
+    moved = like.new_zeros(len(ablations), sum(len(target) for target in targets))
     by_layer: dict[int, list[int]] = {}
     for i, ablation in enumerate(ablations):
         by_layer.setdefault(ablation.edge.layer, []).append(i)
@@ -94,14 +92,14 @@ def ablate_sides(
                 at = torch.tensor(part, device=like.device)
                 edges = [each.edge for each in chosen]
                 before = _at_edges(prompt.scores.expand(len(chosen), -1, -1, -1), edges)
-                drops.frozen[at] = before - _frozen_scores(language_model, model, prompt, chosen)
+                frozen[at] = before - _frozen_scores(language_model, model, prompt, chosen)
                 scores, values = _free(language_model, model, prompt, chosen, targets)
-                drops.free[at] = before - _at_edges(scores, edges)
+                free[at] = before - _at_edges(scores, edges)
                 patterns = prompt.scores.softmax(-1).expand(len(chosen), -1, -1, -1)
-                drops.pattern[at] = _at_edges(patterns, edges) - _at_edges(scores.softmax(-1), edges)
+                pattern[at] = _at_edges(patterns, edges) - _at_edges(scores.softmax(-1), edges)
                 unchanged = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
-                drops.targets[at] = unchanged - values
-    return drops
+                moved[at] = unchanged - values
+    return ScoreDrops(frozen, free, pattern, moved)
 
 
 @dataclass(frozen=True)

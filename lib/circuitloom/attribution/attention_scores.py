@@ -367,7 +367,7 @@ def _mean_rows(
 
 
 def _column(bias: Float[Tensor, " d"] | float) -> Float[Tensor, "d one"] | float:
-    return bias if isinstance(bias, float) else bias[:, None]
+    return bias[:, None] if isinstance(bias, Tensor) else bias
 
 
 def _effects(

@@ -169,7 +169,8 @@ class PromptScores:
                 mapped /= sigma[..., None]
             _check(mapped + biases[i], value, self.model, "queries and keys are not affine")
             projections.append(FrozenProjection(W, b, maps[i], biases[i], value))
-        return LayerScores(*projections, weights.key_head, own.scale, own.cap, own.allowed)
+        query, key = projections
+        return LayerScores(query, key, weights.key_head, own.scale, own.cap, own.allowed)
 
 
 @torch.inference_mode()
