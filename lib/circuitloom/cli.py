@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="longest prompt, up to the model's positions (the study's context)",
     )
+    trace.add_argument(
+        "--attention",
+        metavar="LAYER.HEAD[@QUERY,KEY]",
+        help="also print why a head reads position KEY from position QUERY: pairs of sources of its attention score; "
+        "without positions, for the circuit's edges of this head, or what it reads most from the last position",
+    )
     trace.set_defaults(run_command=_trace)
 
     add_generate_command(commands)
@@ -151,7 +157,7 @@ def _trace(arguments: argparse.Namespace) -> None:
     from pydantic import ValidationError
     from rich.console import Console
 
-    from .attribution.terminal import path_features, print_trace
+    from .attribution.terminal import path_features, print_attention, print_trace
     from .attribution.trace_tables import TraceRows
     from .attribution.tracer import feature_labels, open_tracer
     from .config.circuits import Circuits, Prompt
@@ -176,7 +182,11 @@ def _trace(arguments: argparse.Namespace) -> None:
     tracer = open_tracer(folder, arguments.run, context=config.context)
     trace = tracer.trace(prompt, config)
     labels = feature_labels(folder, trace.run, path_features(trace.paths))
-    print_trace(trace, TraceRows(trace, "trace", tracer.strings), labels, Console())
+    rows, console = TraceRows(trace, "trace", tracer.strings), Console()
+    print_trace(trace, rows, labels, console)
+    if arguments.attention is not None:
+        attention = tracer.attention_of(trace, arguments.attention, config.attention_pairs)
+        print_attention(attention, rows, labels, console)
 
 
 def _explore(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,16 @@ from circuitloom.attribution.terminal import print_trace
 from circuitloom.attribution.trace_tables import TraceRows
 from circuitloom.attribution.tracer import Trace, Tracer, most_traced_run
 from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, parse_feature, parse_target
-from circuitloom.core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, read_table, write_table
+from circuitloom.core.tables import (
+    ATTENTION_SCORE,
+    EDGE,
+    INTERVENTION,
+    NODE,
+    PATH,
+    TRACE,
+    read_table,
+    write_table,
+)
 from circuitloom.corpus.tokenizer import load_tokenizer
 
 TEXT = "w9 w20 w31 w9 w44 w20 w17 w12 w60 w31"
@@ -57,7 +66,7 @@ def test_sums_match_the_model_and_frozen_ablations_match_edges(traced):
 
 def test_tables_have_their_schemas_and_refer_to_existing_nodes(traced, tmp_path):
     tables = traced[1].tables()
-    assert list(tables) == [table.name for table in (TRACE, NODE, EDGE, PATH, INTERVENTION)]
+    assert list(tables) == [table.name for table in (TRACE, NODE, EDGE, PATH, INTERVENTION, ATTENTION_SCORE)]
     read: dict[str, pa.Table] = {}
     for name, (table, rows) in tables.items():
         write_table(table, rows, tmp_path / f"{name}.parquet")

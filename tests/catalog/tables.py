@@ -52,7 +52,9 @@ ELSEWHERE = {
     **{"run": "evaluation", "density_histogram": "evaluation", "concept_score": "evaluation"},
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
     **{"activation_norm": "activations", "dictionary_benchmark": "benchmark"},
-    **dict.fromkeys(("trace", "node", "edge", "path", "intervention"), "circuits/war"),
+    **dict.fromkeys(
+        ("trace", "node", "edge", "path", "intervention", "attention_score"), "circuits/war"
+    ),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
     **dict.fromkeys(("compared_run", "compared_prompt"), "cases/clt_vs_plt"),

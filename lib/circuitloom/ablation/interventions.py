@@ -83,7 +83,7 @@ def ablate_free(
     before = torch.cat(run_free(language_model, model, 1, {}, targets), 1)
     effects = []
     for part in node.split(_chunk(model)):
-        edits = _ablation_edits(model, part)
+        edits = ablation_edits(model, part)
         after = torch.cat(run_free(language_model, model, len(part), edits, targets), 1)
         effects.append(before - after)
     total = sum(len(target) for target in targets)
@@ -205,7 +205,7 @@ def edit_sources(
     return {Site(model.site_out(output), output): edit_output(output) for output in sorted(outputs)}
 
 
-def _ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
+def ablation_edits(model: LinearizedModel, part: Int[Tensor, " node"]) -> dict[Site, Edit]:
     """Returns hooks that remove source part[i] in forward pass i."""
     columns = source_columns(model)
     embeddings: list[tuple[int, int, Tensor]] = []

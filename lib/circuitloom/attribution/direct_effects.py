@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .linearized_model import LinearizedModel
+from .linearized_model import LinearizedModel, SiteGradient
 
 MAX_ELEMENTS = 2**25
 """Largest number of elements of a gradient [position, target, d]. Limits the number of targets per chunk."""
@@ -172,7 +172,7 @@ def direct_effects(
         out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
     for chunk in targets.chunks(model.captured.resid_final.numel()):
-        _write_effects(model, chunk, out[done : done + len(chunk)])
+        _write_target_effects(model, chunk, out[done : done + len(chunk)])
         done += len(chunk)
     return out
 
@@ -187,21 +187,55 @@ def total_effects(model: LinearizedModel, targets: AttributionTargets) -> Float[
     out = targets.vector.new_zeros(len(targets), len(source_columns(model)))
     done = 0
     for chunk in targets.chunks(model.captured.resid_final.numel()):
-        _write_effects(model, chunk, out[done : done + len(chunk)], features=True)
+        _write_target_effects(model, chunk, out[done : done + len(chunk)], features=True)
         done += len(chunk)
     return out
 
 
-def _write_effects(
+@torch.inference_mode()
+def stream_effects(
+    model: LinearizedModel,
+    layer: int,
+    g: Float[Tensor, "position target d"],
+    constant: Float[Tensor, " target"],
+    features: bool = False,
+    only: Int[Tensor, " target"] | None = None,
+) -> Float[Tensor, "target source"]:
+    """Returns the effects of each source on targets that read the input of block `layer` at several positions.
+
+    The value of target i is sum_p g[p, i] . stream[p] + constant[i], for positions 0 to len(g) - 1. Effects are direct
+    or, if `features` is True, total, as in `direct_effects` and `total_effects`. `g` is overwritten. `only` is that of
+    `LinearizedModel.backpropagate_stream`.
+    """
+    out = g.new_zeros(g.shape[1], len(source_columns(model)))
+    biases = model.constant_block_input[layer, : len(g)]
+    own = constant + torch.einsum("ptd,pd->t", g, biases)
+    _write_effects(model, model.backpropagate_stream(g, layer, features, only), own, out, features)
+    return out
+
+
+def _write_target_effects(
     model: LinearizedModel,
     targets: AttributionTargets,
     out: Float[Tensor, "target source"],
     features: bool = False,
 ) -> None:
     """Write one row of effects per target into `out`: total effects if `features` is True, else direct effects."""
+    gradients = model.backpropagate(targets.vector, targets.position, targets.layer, features)
+    _write_effects(model, gradients, _constant_effects(model, targets), out, features)
+
+
+def _write_effects(
+    model: LinearizedModel,
+    gradients: Iterator[SiteGradient],
+    constant: Float[Tensor, " target"],
+    out: Float[Tensor, "target source"],
+    features: bool,
+) -> None:
+    """Write one row of effects per target into `out`. `constant` holds the direct effects of all biases."""
     captured, columns = model.captured, source_columns(model)
-    out[:, columns.constant] = _constant_effects(model, targets)
-    for site, layer, g in model.backpropagate(targets.vector, targets.position, targets.layer, features):
+    out[:, columns.constant] = constant
+    for site, layer, g in gradients:
         n = len(g)
         if site != "embedding":
             errors = columns.errors.start + layer * len(captured)

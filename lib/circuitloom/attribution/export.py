@@ -10,12 +10,13 @@ import networkx
 
 from ..core.atomic_io import write_atomically
 from ..core.formatting import escape_invisible
+from .attention_scores import SideEffects
 from .direct_effects import source_columns
 from .graph import AttributionGraph
-from .graph_json import embedding_node, error_node, feature_node, graph_content, logit_node
+from .graph_json import bias_node, embedding_node, error_node, feature_node, graph_content, logit_node
 from .linearized_model import LinearizedModel
 from .targets import RootNode
-from .tracer import Trace
+from .tracer import AttentionTrace, Trace
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,66 @@ def write_graph(trace: Trace, name: str, tokens: Sequence[str], path: Path | str
     """Write the graph of a trace to a JSON file for the viewer. `tokens` are the prompt's tokens as text."""
     text = GraphText(trace.prompt.text, tokens, trace.root_nodes)
     content = viewer_json(trace.graph, trace.model, text, name, trace.run)
+    if trace.attention is not None:
+        content |= attention_json(
+            trace.attention, trace.model, {node["node_id"] for node in content["nodes"]}
+        )
     write_atomically(Path(path), json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def attention_json(attention: AttentionTrace, model: LinearizedModel, known: set[str]) -> dict[str, Any]:
+    """Returns the keys `qk_tracing_results` and `qk_only_nodes` of a graph JSON.
+
+    Llamascopium writes them, and Neuronpedia's viewer reads them at nodes of attention features, which graphs of
+    transcoders do not have. Here `qk_tracing_results` is a list with one object per head edge. It has the edge (layer,
+    head, query, key), its score, pattern and contribution, and Llamascopium's three lists of [node id, (node id,)
+    effect]. `qk_only_nodes` has the nodes of these lists that are not in the graph, whose ids are `known`.
+    """
+    others: dict[str, Any] = {}
+
+    def name(source: int) -> str:
+        node = _source_node(model, source)
+        if node["node_id"] not in known:
+            others[node["node_id"]] = node
+        return node["node_id"]
+
+    def marginals(side: SideEffects) -> list[list[Any]]:
+        pairs = zip(side.source.tolist(), side.effect.tolist(), strict=True)
+        return [[name(source), effect] for source, effect in pairs]
+
+    results = [
+        {
+            **each.edge._asdict(),
+            "score": each.score,
+            "pattern": each.pattern,
+            "contribution": each.contribution,
+            "pair_wise_contributors": [
+                [name(query), name(key), effect]
+                for query, key, effect in zip(*(column.tolist() for column in each.pairs), strict=True)
+            ],
+            "top_q_marginal_contributors": marginals(each.query),
+            "top_k_marginal_contributors": marginals(each.key),
+        }
+        for each in attention.edges
+    ]
+    return {"qk_tracing_results": results, "qk_only_nodes": others}
+
+
+def _source_node(model: LinearizedModel, source: int) -> dict[str, Any]:
+    """Returns the viewer's node of a source. `source` is a column of `source_columns(model)`."""
+    columns, features = source_columns(model), model.features
+    if source < columns.active:
+        layer, feature, position = (
+            int(each[source]) for each in (features.layer, features.feature, features.position)
+        )
+        return feature_node(layer, feature, position, float(features.activation[source]), None)
+    if source < columns.errors.stop:
+        layer, position = divmod(source - columns.errors.start, columns.positions)
+        return error_node(layer, position, None)
+    if source < columns.embeddings.stop:
+        position = source - columns.embeddings.start
+        return embedding_node(int(model.captured.token[position]), position, None)
+    return bias_node(None if source == columns.constant else source - columns.position_embeddings.start)
 
 
 def _edges(graph: AttributionGraph) -> list[tuple[int, int, float]]:

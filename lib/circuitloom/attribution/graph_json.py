@@ -87,6 +87,15 @@ def _node(kind: str, position: int, name: str, script_name: str, feature: int, l
     return {**NODE_DEFAULTS, "ctx_idx": position, "feature_type": kind, **own}
 
 
+def bias_node(position: int | None, layer: str = "E") -> Json:
+    """Returns a node of Llamascopium's kind `bias`, for the constant (position None) or a position embedding.
+
+    Such nodes are no nodes of a graph, but sources of attention scores.
+    """
+    name = "constant" if position is None else f"position_{position}"
+    return _node("bias", position or 0, name, name, -1, layer)
+
+
 def graph_content(
     slug: str,
     scan: str,

@@ -174,8 +174,17 @@ class LinearizedModel:
     @cached_property
     def constant_stream(self) -> Float[Tensor, "layer_and_end position d"]:
         """Part of the residual stream that comes from biases, at the points that `residual_streams` yields."""
+        return torch.stack([stream for _, stream in self._constant_streams])
+
+    @cached_property
+    def constant_block_input(self) -> Float[Tensor, "layer position d"]:
+        """Part of each block's input that comes from biases."""
+        return torch.stack([stream for stream, _ in self._constant_streams[:-1]])
+
+    @cached_property
+    def _constant_streams(self) -> list[tuple[Tensor, Tensor]]:
         zeros = torch.zeros_like(self.captured.resid_final)
-        return torch.stack(list(self.residual_streams(zeros, lambda _layer: zeros)))
+        return list(self.block_streams(zeros, lambda _layer: zeros))
 
     def residual_streams(
         self, start: Float[Tensor, "*batch position d"], mlp_output: Callable[[int], Tensor]
@@ -185,12 +194,21 @@ class LinearizedModel:
         `start` is the input of the first block. `mlp_output(layer)` returns an MLP's output at `site_out` of the layer.
         `residual_streams` adds biases and skip connections, so `mlp_output` must not include them.
         """
+        for _, stream in self.block_streams(start, mlp_output):
+            yield stream
+
+    def block_streams(
+        self, start: Float[Tensor, "*batch position d"], mlp_output: Callable[[int], Tensor]
+    ) -> Iterator[tuple[Float[Tensor, "*batch position d"], Float[Tensor, "*batch position d"]]]:
+        """Yields (block's input, residual stream before the norm of the MLP) of each block, then the final residual
+        stream twice. The arguments are those of `residual_streams`."""
         stream = start
         for number, layer in enumerate(self.captured.layers):
+            block_input = stream
             attended = layer.attention_jvp(stream) + self.attention_constant[number]
             if not self.captured.parallel:
                 stream = stream + attended
-            yield stream
+            yield block_input, stream
             output = mlp_output(number)
             dictionary = self.dictionaries.get(number)
             if dictionary is not None and dictionary.W_skip is not None:
@@ -199,7 +217,7 @@ class LinearizedModel:
             stream = stream + self.norm_after(number).jvp(output) + self.mlp_constant[number]
             if self.captured.parallel:
                 stream = stream + attended
-        yield stream
+        yield stream, stream
 
     def mlp_output(self, layer: int) -> Float[Tensor, "position d"]:
         """Returns the sum of a layer's feature outputs and error: the MLP's output without b_dec and W_skip x."""
@@ -283,6 +301,22 @@ class LinearizedModel:
         if layer < self.layers and not self.captured.parallel:
             # cheaper than attention_vjp: here each vector reads at a single position
             g += self.captured.layers[layer].attention_vjp_at(vector, position, n)
+        yield from self.backpropagate_stream(g, layer, features)
+
+    def backpropagate_stream(
+        self,
+        g: Float[Tensor, "position target d"],
+        layer: int,
+        features: bool = False,
+        only: Int[Tensor, " target"] | None = None,
+    ) -> Iterator[SiteGradient]:
+        """Same as `backpropagate`, from the input of block `layer` (the final residual stream, if `layer` is the number
+        of layers).
+
+        `g` is the gradient of each target with respect to this stream at positions 0 to len(g) - 1. It is overwritten.
+        If target i reads this stream at one position, only[i], the first step is cheaper with `only`.
+        """
+        n = len(g)
         # features of a layer write to this layer and later ones: their slopes are complete when it is reached
         slopes: dict[int, Tensor] = {}
         for earlier in range(layer - 1, -1, -1):
@@ -297,7 +331,12 @@ class LinearizedModel:
             if not self.captured.parallel:
                 g += g_in
                 g_in = 0.0
-            g += block.attention_vjp(g) + g_in
+            if only is None:
+                g += block.attention_vjp(g) + g_in
+            else:
+                at_position = g[only, torch.arange(len(only), device=g.device)]
+                g += block.attention_vjp_at(at_position, only, n) + g_in
+                only = None
         yield SiteGradient("embedding", 0, g)
 
 

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.tree import Tree
 
 from ..core.formatting import format_token
+from .attention_scores import EdgeAttention, SideEffects
 from .direct_effects import direct_effects, source_columns
 from .paths import EMBEDDING, FEATURE, HEAD, Paths
-from .trace_tables import TraceRows
-from .tracer import Trace
+from .trace_tables import TraceRows, source_row
+from .tracer import AttentionTrace, SideAblation, Trace
 
 MAX_CHILDREN = 5
 """Largest number of children shown per node."""
@@ -41,6 +42,65 @@ def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: C
     console.print()
     for line in _summary(trace):
         console.print(line, highlight=False)
+
+
+def print_attention(
+    attention: AttentionTrace, rows: TraceRows, labels: FeatureLabels, console: Console
+) -> None:
+    """Print why heads read what they read: for each head edge, its strongest pairs and sources."""
+    for each in attention.edges:
+        edge = each.edge
+        query, key = (f"{escape(repr(rows.tokens[at]))}{_subscript(at)}" for at in (edge.query, edge.key))
+        console.print()
+        console.print(
+            f"[bold]head {edge.layer}.{edge.head} at {query} reads {key}[/bold]: score {each.score:+.3f}, mean over "
+            f"the keys {each.plain_mean_score:+.3f} (weighted by the pattern {each.mean_score:+.3f}); attention "
+            f"{each.pattern:.3f}; passes {each.contribution:+.3f} to the target",
+            highlight=False,
+        )
+        pairs = Table("query's source", "key's source", "adds", box=None, header_style="dim")
+        for query_source, key_source, effect in zip(*(column.tolist() for column in each.pairs), strict=True):
+            names = (_source_text(rows, labels, source) for source in (query_source, key_source))
+            pairs.add_row(*names, f"{effect:+.3f}")
+        console.print(pairs, highlight=False)
+        for side, effects in (("query", each.query), ("key", each.key)):
+            console.print(_side_table(attention, each, side, effects, rows, labels), highlight=False)
+    console.print(f"explained in {attention.seconds:.2f} s", highlight=False)
+
+
+def _side_table(
+    attention: AttentionTrace,
+    each: EdgeAttention,
+    side: str,
+    effects: SideEffects,
+    rows: TraceRows,
+    labels: FeatureLabels,
+) -> Table:
+    """Returns a table of the sources of one side of a head edge."""
+    measured = {ablation: i for i, ablation in enumerate(attention.checks.ablations)}
+    drops = attention.checks.drops
+    table = Table(
+        f"{side}'s source", "adds", "less the mean", "frozen", "free", "attention, free", "target, free",
+        box=None, header_style="dim",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for source, effect, plain in zip(
+        effects.source.tolist(), effects.effect.tolist(), effects.relative_plain.tolist(), strict=True
+    ):
+        i = measured.get(SideAblation(each.edge, side, source))
+        found = ()
+        if i is not None:
+            found = (drops.frozen[i], drops.free[i], drops.pattern[i], drops.targets[i, 0])
+        values = [f"{float(value):+.3f}" for value in (effect, plain, *found)]
+        table.add_row(_source_text(rows, labels, source), *values)
+    return table
+
+
+def _source_text(rows: TraceRows, labels: FeatureLabels, source: int) -> str:
+    row = source_row(rows.trace, source)
+    label = labels.get((row.get("layer", -1), row.get("feature", -1)))
+    return escape(rows.source_name(source)) + (f" [dim]{escape(label)}[/dim]" if label else "")
 
 
 def _source_table(trace: Trace) -> Table:

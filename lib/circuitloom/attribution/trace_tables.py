@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
+from ..core.tables import ATTENTION_SCORE, EDGE, INTERVENTION, NODE, PATH, TRACE, Table
 from .direct_effects import SourceColumns, source_columns
 from .node_names import node_name
 from .paths import FEATURE, HEAD, KINDS, Paths, SourceDecomposition
-from .tracer import Trace, feature_name
+from .tracer import SideAblation, Trace, feature_name
 
 Row = dict[str, Any]
 
@@ -38,6 +39,7 @@ class TraceRows:
                 (EDGE, self.edges()),
                 (PATH, list(self.paths())),
                 (INTERVENTION, list(self.interventions())),
+                (ATTENTION_SCORE, list(self.attention_scores())),
             )
         }
 
@@ -112,6 +114,51 @@ class TraceRows:
                     own = {"root": root, "frozen": frozen, "before": float(outcome.before[i])}
                     yield {"intervention": number, **common, **own, "after": float(after[i])}
             number += 1
+
+    def attention_scores(self) -> Iterator[Row]:
+        """Yields the rows of the table `attention_score`. There are none if scores were not attributed."""
+        attention = self.trace.attention
+        if attention is None:
+            return
+        measured = {ablation: i for i, ablation in enumerate(attention.checks.ablations)}
+        for each in attention.edges:
+            edge = {
+                **each.edge._asdict(),
+                "score": each.score,
+                "mean_score": each.mean_score,
+                "mean_score_plain": each.plain_mean_score,
+                "pattern": each.pattern,
+                "contribution": each.contribution,
+            }
+            for rank, (query, key, effect) in enumerate(zip(*map(Tensor.tolist, each.pairs), strict=True)):
+                sides = {**self._side("query", query), **self._side("key", key)}
+                yield {**edge, "kind": "pair", "rank": rank, **sides, "effect": effect}
+            for kind, effects in (("query", each.query), ("key", each.key)):
+                for rank, (source, effect, relative, plain) in enumerate(
+                    zip(*map(Tensor.tolist, effects), strict=True)
+                ):
+                    row = {**edge, "kind": kind, "rank": rank, **self._side(kind, source), "effect": effect}
+                    row |= {"relative_effect": relative, "relative_effect_plain": plain}
+                    ablation = SideAblation(each.edge, kind, source)
+                    if ablation in measured:
+                        drops, i = attention.checks.drops, measured[ablation]
+                        row |= {
+                            "effect_frozen": float(drops.frozen[i]),
+                            "effect_free": float(drops.free[i]),
+                            "pattern_free": float(drops.pattern[i]),
+                            "root_free": float(drops.targets[i, 0]),
+                        }
+                    yield row
+
+    def source_name(self, source: int) -> str:
+        """Returns the name of a source, as `node_name` does. `source` is a column of `source_columns(model)`."""
+        row = source_row(self.trace, source)
+        return node_name({**row, "token": self.tokens[row["position"]]} if "position" in row else row)
+
+    def _side(self, side: str, source: int) -> Row:
+        row = source_row(self.trace, source)
+        own = {f"{side}_{name}": row.get(name) for name in ("kind", "layer", "feature", "position")}
+        return {f"{side}_source": self.source_name(source), **own}
 
     def _trace(self) -> Row:
         trace, scores = self.trace, self.trace.graph.scores

@@ -4,10 +4,12 @@
 """
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
+from ..ablation.score_effects import ScoreDrops, SideAblation, ablate_sides
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
 from ..config.model_shape import positions_of
 from ..core.feature_labels import read_feature_labels
@@ -29,6 +32,14 @@ from ..corpus.tokens import open_tokens
 from ..dictionaries.cross_layer import LayerDictionary, load_run
 from ..dictionaries.dictionary import CONFIG, is_transcoder
 from ..language_model.model import LanguageModel, load_model
+from ..language_model.query_key import (
+    HeadEdge,
+    PromptScores,
+    QueryKeyWeights,
+    capture_scores,
+    read_query_key,
+)
+from .attention_scores import EdgeAttention, check_edge, head_edges, trace_attention
 from .capture import ModelWeights, capture_pass, read_weights
 from .direct_effects import AttributionTargets, feature_targets, source_columns
 from .graph import AttributionGraph, Roots, trace_graph
@@ -38,6 +49,8 @@ from .targets import RootNode, find_roots, read_answers, resolve_position
 
 LONGER_PROMPTS = "shorten it, or set circuits.context (--context), up to the model's positions"
 """What to do about a prompt that is too long."""
+MEASURED_SOURCES = 3
+"""Number of sources per side of a head edge that are ablated."""
 TOKENS_PER_LABEL = 3
 """Largest number of tokens in the text of a feature without a label."""
 
@@ -75,6 +88,26 @@ class Checks:
 
 
 @dataclass(frozen=True)
+class AttentionChecks:
+    """Measured ablations of the strongest sources of head edges, on the query or the key alone."""
+
+    ablations: list[SideAblation]
+    drops: ScoreDrops
+    """Drops of the scores, patterns and roots, in the order of `ablations`."""
+
+
+@dataclass(frozen=True)
+class AttentionTrace:
+    """Why the heads of a circuit read what they read: attention scores as sums over pairs of sources."""
+
+    edges: list[EdgeAttention]
+    """Head edges of the greedy paths, by descending |contribution|."""
+    checks: AttentionChecks
+    seconds: float
+    """Duration in seconds, without the checks."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """All results for one prompt and target."""
 
@@ -92,6 +125,8 @@ class Trace:
     """Duration of the tracing in seconds, without the checks."""
     notes: tuple[str, ...] = ()
     """Lines that say how the prompt and the target were read, where a reader of their text may think otherwise."""
+    attention: AttentionTrace | None = None
+    """None if `Circuits.attention_pairs` is 0, or if the model's attention scores cannot be attributed."""
 
 
 class Tracer:
@@ -118,6 +153,43 @@ class Tracer:
         self.run, self.dictionaries, self.context = run, dictionaries, context
         self.strings = tokenizer.strings()
         self.weights: ModelWeights = read_weights(language_model)
+
+    @cached_property
+    def query_key(self) -> list[QueryKeyWeights]:
+        """Query and key weights of every layer. Raises ValueError if scores cannot be attributed."""
+        return read_query_key(self.language_model)
+
+    def scores(self, model: LinearizedModel) -> PromptScores:
+        """Returns the attention scores of a prompt. Raises ValueError if they cannot be attributed."""
+        return capture_scores(self.language_model, self.query_key, model.captured.token)
+
+    def explain_attention(
+        self,
+        model: LinearizedModel,
+        roots: Roots,
+        edges: Mapping[HeadEdge, float],
+        n: int,
+        measured: int = MEASURED_SOURCES,
+    ) -> AttentionTrace:
+        """Attribute the scores of head edges to their `n` strongest pairs and sources, and ablate the `measured`
+        strongest sources of each side.
+
+        `edges` maps each edge to its contribution to the first root. Raises ValueError if a score cannot be attributed.
+        """
+        started = time.perf_counter()
+        explained = trace_attention(model, self.scores(model), edges, n)
+        seconds = time.perf_counter() - started
+        last = source_columns(model).embeddings.stop
+        if model.captured.position_embedding is not None:
+            last = source_columns(model).position_embeddings.stop
+        ablations = [
+            SideAblation(each.edge, side, source)
+            for each in explained
+            for side, effects in (("query", each.query), ("key", each.key))
+            for source in [source for source in effects.source.tolist() if source < last][:measured]
+        ]
+        drops = ablate_sides(self.language_model, model, ablations, [roots.targets])
+        return AttentionTrace(explained, AttentionChecks(ablations, drops), seconds)
 
     def read(self, text: str, special: bool = False) -> PromptText:
         """Returns a prompt as token ids. `special` and the errors are those of `read_prompt`."""
@@ -159,8 +231,43 @@ class Tracer:
         report(f"checking {min(len(graph.node), config.ablated or len(graph.node))} nodes by ablation")
         checks = self._check(model, roots, graph, prompt, config.ablated)
         limits = _limit_notes(model, graph, checks)
-        notes = (*read.notes, *(answer.note for answer in answers if answer.note), *limits)
-        return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, notes)
+        notes = [*read.notes, *(answer.note for answer in answers if answer.note), *limits]
+        attention = None
+        if config.attention_pairs:
+            report("explaining why its heads read what they read")
+            try:
+                attention = self.explain_attention(model, roots, head_edges(paths), config.attention_pairs)
+            # the circuit itself needs no scores
+            except ValueError as error:
+                notes.append(str(error))
+        return Trace(
+            prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, tuple(notes), attention
+        )
+
+    def attention_of(self, trace: Trace, head: str, n: int) -> AttentionTrace:
+        """Returns why a head reads what it reads in a trace, with the `n` strongest pairs and sources of each edge.
+
+        `head` is LAYER.HEAD@QUERY,KEY. Without positions, the edges are the circuit's edges of the head. If it has
+        none, the edge is the key that the head reads most from the last position. Raises ValueError if `head` has
+        another form, or if the score cannot be attributed.
+        """
+        layer, number, query, key = parse_head(head)
+        edges = {
+            edge: contribution
+            for edge, contribution in head_edges(trace.paths).items()
+            if (edge.layer, edge.head) == (layer, number)
+        }
+        if query is not None and key is not None:
+            edge = HeadEdge(
+                layer, number, resolve_position(query, trace.model), resolve_position(key, trace.model)
+            )
+            edges = {edge: edges.get(edge, 0.0)}
+        elif not edges:
+            last = len(trace.model.captured) - 1
+            check_edge(trace.model, self.scores(trace.model), HeadEdge(layer, number, last, last))
+            key = int(trace.model.captured.layers[layer].pattern[number, last].argmax())
+            edges = {HeadEdge(layer, number, last, key): 0.0}
+        return self.explain_attention(trace.model, trace.roots, edges, n)
 
     def _check(
         self,
@@ -271,6 +378,19 @@ def feature_name(model: LinearizedModel, active: int) -> str:
     """Returns the name LAYER/FEATURE@POSITION of the feature with index `active` in `model.features`."""
     features = model.features
     return f"{features.layer[active]}/{features.feature[active]}@{features.position[active]}"
+
+
+def parse_head(text: str) -> tuple[int, int, int | None, int | None]:
+    """Returns (layer, head, query, key) of LAYER.HEAD@QUERY,KEY. Positions are None if they are left out; negative
+    ones count from the end. Raises ValueError for another form."""
+    found = re.fullmatch(r"(\d+)\.(\d+)(?:@(-?\d+),(-?\d+))?", text.strip())
+    if not found:
+        raise ValueError(
+            f"{text!r} is no head; write LAYER.HEAD@QUERY,KEY or LAYER.HEAD, such as 1.0@9,3 or 1.0"
+        )
+    layer, head, query, key = (None if part is None else int(part) for part in found.groups())
+    assert layer is not None and head is not None
+    return layer, head, query, key
 
 
 def _correlation(predicted: Float[Tensor, " edge"], measured: Float[Tensor, " edge"]) -> float | None:

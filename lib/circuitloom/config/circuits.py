@@ -331,6 +331,9 @@ class Circuits(Section):
     """Maximum number of steps of a path."""
     width: PositiveInt = 20
     """Beam width. Each path is extended by this number of sources. At each length, this number of paths is kept."""
+    attention_pairs: NonNegativeInt = 10
+    """For each head edge of a circuit: number of pairs of sources, of query sources and of key sources that the table
+    `attention_score` keeps. With 0, attention scores are not attributed."""
     seed: NonNegativeInt = 0
     """For the target `random`: seed of the choice of the feature."""
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..config.activations import MLP_INPUTS, MLP_OUTPUTS
 from .model import LanguageModel
@@ -241,6 +242,125 @@ def observed_modules(
         for key, module in modules.items():
             stack.callback(register(key, module).remove)
         yield
+
+
+@contextmanager
+def edited_modules(
+    modules: Mapping[Key, nn.Module], edit: Callable[[Key, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within the context, the output y of each of the modules becomes edit(key, x, y). x is the module's input."""
+
+    def register(key: Key, module: nn.Module):
+        def leave(_module, args, output):
+            return edit(key, args[0], output)
+
+        return module.register_forward_hook(leave)
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(register(key, module).remove)
+        yield
+
+
+class ScoreInputs(NamedTuple):
+    """What an attention module multiplies to attention scores. Rotary positions and norms are included."""
+
+    query: Float[Tensor, "sequence head position d_head"]
+    key: Float[Tensor, "sequence head position d_head"]
+    """Heads that share keys have equal ones."""
+
+
+ScoreEdit = Callable[[int, ScoreInputs], ScoreInputs]
+"""Function (layer, inputs) that returns new queries and keys of a layer."""
+ScoreObserver = Callable[[int, ScoreInputs, Float[Tensor, "sequence head target source"]], None]
+"""Function (layer, inputs, scores). The scores are the softmax's input: scaled, capped and masked."""
+
+
+@contextmanager
+def observed_scores(
+    model: LanguageModel, layers: Iterable[int], callback: ScoreObserver, edit: ScoreEdit | None = None
+) -> Iterator[None]:
+    """Within the context, each forward pass calls `callback(layer, inputs, scores)` for each of `layers`, before the
+    softmax. With `edit`, queries and keys are replaced before they are multiplied.
+
+    Attention must be eager (`LanguageModel.eager_attention`), since fused attention has no scores. In all
+    architectures, the scores are the attention module's first product of two arrays with a dimension for heads, and
+    the next softmax reads them. So neither names of weights nor the module's code have to be known. Modules that
+    compute scores in another way make no call.
+    """
+    with ExitStack() as stack:
+        mode = _ScoreMode(model.anatomy.heads, callback, edit)
+        for layer in layers:
+            module = model.attention(layer)
+            stack.callback(module.register_forward_pre_hook(mode.enter_layer(layer)).remove)
+            # called even if the pass ends within the module
+            stack.callback(module.register_forward_hook(mode.leave_layer, always_call=True).remove)
+        stack.enter_context(mode)
+        yield
+
+
+class _ScoreMode(TorchFunctionMode):
+    """Reads the operands of the product that computes attention scores, and the input of the softmax."""
+
+    def __init__(self, heads: int, callback: ScoreObserver, edit: ScoreEdit | None) -> None:
+        super().__init__()
+        self.heads, self.callback, self.edit = heads, callback, edit
+        self.layer: int | None = None
+        self.inputs: ScoreInputs | None = None
+
+    def enter_layer(self, layer: int) -> Callable[..., None]:
+        def enter(_module, _args) -> None:
+            self.layer, self.inputs = layer, None
+
+        return enter
+
+    def leave_layer(self, _module, _args, _output) -> None:
+        self.layer = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.layer is not None:
+            name = getattr(func, "__name__", "")
+            if name in ("matmul", "__matmul__") and self.inputs is None and _are_heads(args):
+                query, key = args[0], args[1].transpose(-1, -2)
+                shape = (query.shape[0], self.heads)
+                # heads that share keys can have them once
+                self.inputs = ScoreInputs(query, key.expand(*shape, *key.shape[2:]))
+                if self.edit is not None:
+                    self.inputs = self.edit(self.layer, self.inputs)
+                    args = (self.inputs.query, self.inputs.key.transpose(-1, -2))
+            elif name == "softmax" and self.inputs is not None:
+                layer, self.layer = self.layer, None
+                self.callback(layer, self.inputs, args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def capture_score_inputs(
+    model: LanguageModel, layers: Sequence[int], run: Callable[[], object]
+) -> dict[int, ScoreInputs]:
+    """Returns the queries and keys of `layers` in the forward pass that `run` makes. The pass ends at the last of them.
+
+    A layer whose attention module computes no scores that `observed_scores` can read is missing in the result.
+    """
+    captured: dict[int, ScoreInputs] = {}
+
+    def keep(layer: int, inputs: ScoreInputs) -> ScoreInputs:
+        captured[layer] = inputs
+        if len(captured) == len(layers):
+            raise _PassComplete
+        return inputs
+
+    with (
+        model.eager_attention(),
+        observed_scores(model, layers, lambda *_: None, keep),
+        suppress(_PassComplete),
+    ):
+        run()
+    return captured
+
+
+def _are_heads(args: tuple) -> bool:
+    """Returns whether the operands of a product have dimensions [sequence, head, _, _]."""
+    return all(isinstance(value, Tensor) and value.dim() == 4 for value in args[:2])
 
 
 @contextmanager

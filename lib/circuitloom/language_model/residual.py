@@ -137,14 +137,14 @@ def read_attention(model: LanguageModel) -> list[Attention]:
     In a sequence of one token, the input of W_O is the value vectors of this token. Raises ValueError if values are not
     an affine function of the attention's input.
     """
-    rows = _unit_inputs(model)
+    rows = unit_inputs(model)
     sites = [Site("heads", layer) for layer in range(model.layers)]
     with edited(model, {Site("attention_in", site.layer): lambda _x, _y: rows[:, None] for site in sites}):
         values = capture(model, torch.zeros(len(rows), 1, dtype=torch.int64), sites)
     return [_attention(model, site.layer, values[site][:, 0]) for site in sites]
 
 
-def _unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
+def unit_inputs(model: LanguageModel) -> Float[Tensor, "d_and_two d"]:
     """Returns all unit vectors, a zero vector, and a vector that tests linearity."""
     weight = model.module.get_submodule(model.anatomy.unembedding).weight
     assert isinstance(weight, Tensor)

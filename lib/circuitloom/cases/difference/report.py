@@ -20,6 +20,7 @@ from ...core.plotting import BLUE, GREEN, VERMILION, styled
 from ..case_report import CaseReport, number, outcome_rows
 from ..claims import Bootstrap, Claim, Statistic, fraction_of, make_claim
 from ..context import FINDING, TESTING
+from .attention import AnswerAttention, attention_claims, attention_sentences
 from .measurements import BasisCurve, CircuitMetrics, DrawnPrompt, FoundCircuit
 
 CONDITIONS = (
@@ -54,6 +55,8 @@ class DifferenceResults:
     curves: Sequence[BasisCurve]
     """Curve of features and heads. If neurons were measured, a curve of neurons and heads follows."""
     traces: Sequence[TraceRows]
+    attention: AnswerAttention | None = None
+    """Why a head reads the right token's place; None if it was not asked for."""
 
 
 def make_report(results: DifferenceResults) -> CaseReport:
@@ -62,6 +65,9 @@ def make_report(results: DifferenceResults) -> CaseReport:
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     size = len(results.circuit.circuit)
     claims = difference_claims(results.metrics, case, bootstrap, size)
+    if results.attention is not None:
+        bounds = (case.attends, case.attention_share, case.attention_remaining)
+        claims += attention_claims(results.attention, *bounds, bootstrap)
     by_name = {claim.name: claim for claim in claims}
     components = component_rows(results, bootstrap)
     pruned = (size, by_name["faithful"].value, by_name["necessary"].value)
@@ -313,6 +319,7 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         _graph_overlap(
             results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
         ),
+        *(attention_sentences(results.attention) if results.attention is not None else ()),
         *read,
     ]
     return [sentence for sentence in sentences if sentence]

@@ -17,12 +17,14 @@ from ...ablation.components import Basis, feature_basis, head_basis, neuron_basi
 from ...ablation.faithfulness import faithfulness_curve
 from ...ablation.metrics import PromptMetric
 from ...attribution.trace_tables import TraceRows
+from ...attribution.tracer import Tracer
 from ...config.cases.difference import DifferenceCase
 from ...config.circuits import Circuits, Prompt
 from ...core.progress import progress
 from ...corpus.prompt_text import print_notes
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
+from .attention import measure_attention
 from .measurements import (
     BasisCurve,
     CircuitMetrics,
@@ -66,9 +68,14 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
         metrics = _test_circuit(circuit, metric, testing_rows, testing, curves, case)
         bar.update()
         # 5. Trace attribution graphs of some finding prompts
-        traces = _trace(context, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
+        tracer = context.tracer()
+        traces = _trace(tracer, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-    return make_report(DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces))
+        # 6. Explain why a head reads the right token's place
+        attention = measure_attention(tracer, drawn) if case.attention else None
+    return make_report(
+        DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces, attention)
+    )
 
 
 def find_circuit(
@@ -150,8 +157,7 @@ def draw_places(size: int, measured: int | None, seed: int) -> Int[Tensor, " pla
     return drawn[:measured].sort().values
 
 
-def _trace(context: CaseContext, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
-    tracer = context.tracer()
+def _trace(tracer: Tracer, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
     traces = [
         tracer.trace(
             Prompt(text=each.text, special_tokens=each.special_tokens, target=each.target), Circuits()

@@ -659,3 +659,42 @@ list_transform(
         )
     )::INTEGER
 );
+
+-- name: why_attended
+-- Why a head reads one position from another: pairs of sources, then single sources. NULL stands for any value.
+-- example: SELECT head_edge, kind, query_source, key_source, effect FROM why_attended($trace, NULL, NULL, NULL, NULL) LIMIT 5
+CREATE OR REPLACE MACRO why_attended(of_trace, of_layer, of_head, of_query, of_key) AS TABLE
+SELECT
+    layer || '.' || head || ' at ' || query || ' reads ' || key AS head_edge,
+    kind,
+    query_source,
+    key_source,
+    effect,
+    relative_effect,
+    effect_frozen,
+    effect_free,
+    pattern_free,
+    root_free,
+    score,
+    mean_score,
+    pattern,
+    contribution,
+    layer,
+    head,
+    query,
+    key,
+    rank
+FROM attention_score
+WHERE trace = of_trace
+    AND (of_layer IS NULL OR layer = of_layer)
+    AND (of_head IS NULL OR head = of_head)
+    AND (of_query IS NULL OR query = of_query)
+    AND (of_key IS NULL OR key = of_key)
+ORDER BY
+    abs(contribution) DESC,
+    layer,
+    head,
+    query,
+    key,
+    CASE kind WHEN 'pair' THEN 0 WHEN 'query' THEN 1 ELSE 2 END,
+    rank;

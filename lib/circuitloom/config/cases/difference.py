@@ -42,6 +42,19 @@ class DifferenceCase(Case):
     """Whether to measure neurons and heads too, for a comparison with transcoder features and heads."""
     traced: PositiveInt = 2
     """Number of prompts of the finding half whose attribution graphs are drawn."""
+    attention: bool = False
+    """Whether to explain why a head reads the place in the prompt where the right token stands, by QK attribution of
+    its score. The head that reads it most, among heads above layer 0, is chosen on the finding half. Prompts without
+    the right token are left out."""
+    attends: Bound = 0.5
+    """Claim, with `attention`: on the testing half, the head's mean attention to the right token's place is at least
+    this value."""
+    attention_share: Bound = 0.5
+    """Claims, with `attention`: of the lead of the head's score over other keys, sources of the key at the token before
+    it hold at least this share, and so do their pairs with sources of the query at the last token."""
+    attention_remaining: Bound = 0.5
+    """Claims, with `attention`: without the embedding of the token before in the key, or of the last token in the
+    query, at most this share of the head's attention remains."""
     positive: Bound = 0.9
     """Claim: the model prefers the right token on at least this share of the prompts."""
     difference: PositiveFloat = 1.0

@@ -153,3 +153,55 @@ INTERVENTION = Table(
         "after": (FLOAT, "value of the root after the edit"),
     },
 )
+ATTENTION_SCORE = Table(
+    "attention_score",
+    "Why heads read what they read: attention scores of the heads on greedy paths, as sums over pairs of sources.",
+    ("trace", "layer", "head", "query", "key", "kind", "rank"),
+    {
+        "trace": TRACE_NAME,
+        "layer": (LAYER[0], "block of the head"),
+        "head": (pa.int16(), "head index"),
+        "query": (pa.int32(), "position that reads"),
+        "key": (pa.int32(), "position that is read"),
+        "kind": (
+            STRING,
+            "pair: a source of the query and one of the key; query, key: one source and all of the other side",
+        ),
+        "rank": (pa.int32(), "from 0; pairs by |effect|, others by |relative_effect_plain|"),
+        "query_source": (STRING, "name of the source of the query; null if the row sums over them"),
+        "query_kind": (STRING, "feature, error, embedding, position or constant"),
+        "query_layer": (LAYER[0], "block of the query's source, if it is a feature or an error"),
+        "query_feature": (FEATURE_INDEX[0], "feature index of the query's source"),
+        "query_position": (pa.int32(), "position of the query's source; null for the constant"),
+        "key_source": (STRING, "name of the source of the key; null if the row sums over them"),
+        "key_kind": (STRING, "feature, error, embedding, position or constant"),
+        "key_layer": (LAYER[0], "block of the key's source, if it is a feature or an error"),
+        "key_feature": (FEATURE_INDEX[0], "feature index of the key's source"),
+        "key_position": (pa.int32(), "position of the key's source; null for the constant"),
+        "effect": (FLOAT, "what the row adds to the score, before any cap"),
+        "relative_effect": (
+            FLOAT,
+            "what it adds to the score minus the query's mean score, weighted by its pattern; null for pairs",
+        ),
+        "relative_effect_plain": (
+            FLOAT,
+            "what it adds to the score minus the query's mean score over the keys it may read; null for pairs",
+        ),
+        "effect_frozen": (
+            FLOAT,
+            "drop of the score (after any cap) if the source is ablated on this side alone, all else frozen; null if "
+            "not measured",
+        ),
+        "effect_free": (
+            FLOAT,
+            "drop of the score if the query (or key) is that of a pass without the source; null if not measured",
+        ),
+        "pattern_free": (FLOAT, "drop of the attention in that pass; null if not measured"),
+        "root_free": (FLOAT, "drop of the first root in that pass; null if not measured"),
+        "score": (FLOAT, "the model's own score, before any cap"),
+        "mean_score": (FLOAT, "mean score of the query over its keys, weighted by the pattern"),
+        "mean_score_plain": (FLOAT, "mean score of the query over the keys it may read"),
+        "pattern": (FLOAT, "attention that the key receives"),
+        "contribution": (FLOAT, "what passes through the head edge to the first root, over the greedy paths"),
+    },
+)
