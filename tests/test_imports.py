@@ -115,6 +115,7 @@ MAY_IMPORT = {
     "exchange_export": MODEL,
     "features_tabulate": MODEL,
     "labels_ask": MODEL,
+    "labels_score_outputs": MODEL,
     "labels_describe": set(),
     "language_model_install": MODEL,
     "language_model_measure": MODEL,
