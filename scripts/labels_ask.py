@@ -22,9 +22,7 @@ with job("labels", snakemake):
     client, tokens = make_client(config), open_tokens(given.tokens)
     source = open_label_source(run, layer, given.tables, tokens, given.tokenizer, features)
     model = load_model(given.model, params.dtype)
-    loaded = [
-        dictionary_basis(run, layer, load_layer(each, model.device, mapped=True)) for each in given.dictionary
-    ]
+    loaded = [dictionary_basis(run, layer, load_layer(each, model.device)) for each in given.dictionary]
     basis = loaded[0] if loaded else neuron_basis(run, layer, model, features.neurons)
     answers = Layout(Path(given.model).parent).label_answers(run, layer)
     scores = score_promoted(model, basis, tokens, source)
