@@ -22,10 +22,8 @@ with job("labels", snakemake):
     client, tokens = make_client(config), open_tokens(given.tokens)
     source = open_label_source(run, layer, given.tables, tokens, given.tokenizer, features)
     model = load_model(given.model, params.dtype)
-    found = next((load_layer(folder, model.device) for folder in given.dictionary), None)
-    basis = (
-        dictionary_basis(run, layer, found) if found else neuron_basis(run, layer, model, features.neurons)
-    )
+    loaded = [dictionary_basis(run, layer, load_layer(each, model.device)) for each in given.dictionary]
+    basis = loaded[0] if loaded else neuron_basis(run, layer, model, features.neurons)
     answers = Layout(Path(given.model).parent).label_answers(run, layer)
     scores = score_promoted(model, basis, tokens, source)
     write_model_labels(source, config, client, answers, scores, Path(snakemake.output[0]))

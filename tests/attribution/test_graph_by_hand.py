@@ -189,6 +189,7 @@ def make_model() -> LinearizedModel:
         torch.tensor([0, 0, 1, 1, 2]), zeros, torch.arange(5), torch.ones(5, dtype=torch.float64)
     )
     model.captured = SimpleNamespace(layers=[None] * 3, position_embedding=torch.zeros(2, 1))  # type: ignore[assignment]
+    model.dictionaries = dict.fromkeys(range(3))  # type: ignore[assignment]
     return model
 
 

@@ -23,6 +23,7 @@ from .concepts import (
     score_features,
 )
 from .held_out import HeldOut, passes
+from .replacement import tokens_at_once
 
 FEATURES_PER_CONCEPT = 10
 """Number of best features that the table lists per concept, run and layer."""
@@ -100,8 +101,10 @@ def _rows(
 def sparse_activations(dictionary: Encoder, x: Float[Tensor, "token d_in"]) -> SparseActivations:
     """Returns the dictionary's non-zero activations for the input `x`, on the CPU. Indices are int32."""
     tokens, features, values = [], [], []
-    for start in range(0, len(x), ENCODE_BATCH):
-        token, feature, value = dictionary.encode_sparse(x[start : start + ENCODE_BATCH].to(dictionary.b_enc))
+    # a mapped encoder is read for each call
+    size = ENCODE_BATCH if dictionary.file is None else tokens_at_once(dictionary)
+    for start in range(0, len(x), size):
+        token, feature, value = dictionary.encode_sparse(x[start : start + size].to(dictionary.b_enc))
         tokens.append((token + start).to(torch.int32).cpu())
         features.append(feature.to(torch.int32).cpu())
         values.append(value.cpu())

@@ -46,6 +46,8 @@ class FeatureBasis:
 def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> FeatureBasis:
     """Returns a basis with the features of a trained dictionary, or of one layer of a cross-layer transcoder."""
     weights = {name: value for name, value in vars(dictionary).items() if isinstance(value, Tensor)}
+    digest = weights_digest(weights)
+    dictionary.release()
     return FeatureBasis(
         run=run,
         layer=layer,
@@ -57,7 +59,7 @@ def dictionary_basis(run: str, layer: int, dictionary: LayerDictionary) -> Featu
         site_out=dictionary.site_out,
         encoder_norm=dictionary.encoder_norm,
         bias=dictionary.b_enc,
-        digest=f"{weights_digest(weights)} {dictionary.act} {dictionary.k} {dictionary.site_in}",
+        digest=f"{digest} {dictionary.act} {dictionary.k} {dictionary.site_in}",
         mapped=dictionary.file is not None,
     )
 
