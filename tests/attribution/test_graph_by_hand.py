@@ -197,7 +197,7 @@ def make_model() -> LinearizedModel:
 def trace(monkeypatch):
     """Function (node_share, edge_share) -> the network's pruned graph."""
     monkeypatch.setattr(graph, "source_columns", lambda _model: COLUMNS)
-    monkeypatch.setattr(graph, "graph_rows", lambda _model, _roots: make_rows([]))
+    monkeypatch.setattr(graph, "graph_rows", lambda _model, _roots, _budget=None: make_rows([]))
     nothing = torch.zeros(2, dtype=torch.float64)
     targets = AttributionTargets(
         3,
