@@ -8,7 +8,7 @@ import torch
 from tests.architectures import NAMES
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.conftest import COMMON
-from tests.models import CONTEXT
+from tests.models import CONTEXT, _tokenizer
 
 from circuitloom.ablation.generation import (
     NO_CACHE,
@@ -44,9 +44,10 @@ def generator(
     """A generator on a tiny model. Its text never ends early."""
     model = load_tiny(architecture, folder)
     made = runs or {"tc": make_dictionaries(model)}
-    found = TextGenerator(
-        model, load_tokenizer(str(folder / architecture)), CONTEXT, made.__getitem__, next(iter(made))
-    )
+    # outside the model's folder: some architectures have a tokenizer class of their own
+    _tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    found = TextGenerator(model, tokenizer, CONTEXT, made.__getitem__, next(iter(made)))
     found.ends = set()
     return found
 
