@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 CONTEXT = 128
@@ -33,9 +34,9 @@ ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 class Sizes:
     """Sizes of all steps."""
 
-    gpt2: dict[str, int]
+    gpt2: dict[str, Any]
     """Keys of the GPT-2 config."""
-    gemma: dict[str, object]
+    gemma: dict[str, Any]
     """Keys of the Gemma 3 config."""
     one_layer: int
     """Tokens per round of caching one layer."""

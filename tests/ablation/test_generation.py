@@ -8,7 +8,7 @@ import torch
 from tests.architectures import NAMES
 from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.conftest import COMMON
-from tests.models import CONTEXT
+from tests.models import CONTEXT, _tokenizer
 
 from circuitloom.ablation.generation import (
     NO_CACHE,
@@ -44,9 +44,10 @@ def generator(
     """A generator on a tiny model. Its text never ends early."""
     model = load_tiny(architecture, folder)
     made = runs or {"tc": make_dictionaries(model)}
-    found = TextGenerator(
-        model, load_tokenizer(str(folder / architecture)), CONTEXT, made.__getitem__, next(iter(made))
-    )
+    # outside the model's folder: some architectures have a tokenizer class of their own
+    _tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    found = TextGenerator(model, tokenizer, CONTEXT, made.__getitem__, next(iter(made)))
     found.ends = set()
     return found
 
@@ -295,6 +296,13 @@ def test_a_model_without_a_cache_that_works_runs_the_complete_text(tmp_path):
     [
         (" ".join(["w5"] * 40), "set 1/3=9", 4, "all", "has 41 tokens, the context is 32; shorten it"),
         (TEXT, "set 1/3=9", 25, "all", "8 tokens and 25 more are asked for.* 32; ask for at most 24"),
+        (
+            " ".join(["w5"] * 31),
+            "set 1/3=9",
+            4,
+            "all",
+            "32 tokens and 4 more are asked.* 32; shorten the prompt",
+        ),
         (TEXT, "set 7/3=9", 4, "all", "layer 7 has no dictionary; choose from 0, 1, 2"),
         (TEXT, "set 1/40=9", 4, "all", "layer 1 has features 0 to 39, not 40"),
         (
@@ -312,6 +320,12 @@ def test_a_model_without_a_cache_that_works_runs_the_complete_text(tmp_path):
 def test_what_cannot_be_generated_is_refused(text, edits, tokens, positions, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         steer(generator(tmp_path), edits, tokens, text, positions=positions)
+
+
+def test_features_that_read_one_site_and_write_another_are_refused(tmp_path):
+    made = generator(tmp_path, run=make_dictionaries(None, site_in="resid_pre", site_out="mlp_out"))
+    with pytest.raises(ValueError, match="run run: features of layer 0 read resid_pre and write mlp_out"):
+        steer(made, "set 1/3=9")
 
 
 @pytest.mark.parametrize(

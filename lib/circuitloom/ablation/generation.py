@@ -144,12 +144,19 @@ class TextGenerator:
         self._head = find_lm_head(language_model)
 
     def dictionaries(self, run: str) -> Mapping[int, LayerDictionary]:
-        """Returns the dictionaries of a run by layer. They are loaded once. Raises ValueError if there is no such
-        run."""
+        """Returns the dictionaries of a run by layer. They are loaded once.
+
+        Raises ValueError if there is no such run, or if its dictionaries are neither SAEs nor transcoders.
+        """
         if run not in self._runs:
-            self._runs[run] = {
-                layer: each.to(self.language_model.device) for layer, each in self._load(run).items()
-            }
+            found = {layer: each.to(self.language_model.device) for layer, each in self._load(run).items()}
+            for layer, each in found.items():
+                if not (each.is_sae or each.is_transcoder):
+                    raise ValueError(
+                        f"run {run}: features of layer {layer} read {each.site_in} and write {each.site_out}, and such "
+                        "features cannot be edited; name a run of SAEs, or of transcoders"
+                    )
+            self._runs[run] = found
         return self._runs[run]
 
     @torch.inference_mode()
@@ -173,9 +180,10 @@ class TextGenerator:
         read = read_prompt(prompt, self.tokenizer, self.context, special)
         length = len(read.token) + sampling.tokens
         if length > self.context:
+            left = self.context - len(read.token)
             raise ValueError(
                 f"the prompt has {len(read.token)} tokens and {sampling.tokens} more are asked for, the model's "
-                f"context is {self.context}; ask for at most {self.context - len(read.token)}"
+                f"context is {self.context}; {f'ask for at most {left}' if left else 'shorten the prompt'}"
             )
         hooks = self.make_hooks(read, changes, length, positions)
         report("generating the steered text")
