@@ -205,7 +205,25 @@ def make_trace(trace: str, random: np.random.Generator) -> dict[str, Rows]:
             if i != 4:
                 interventions.append({**common, "frozen": True, "after": frozen})
     row = {"trace": trace, "run": "tc-a", "identity_error": float(random.random()) * 1e-6}
-    return {"node": nodes, "edge": edges, "intervention": interventions, "trace": [row]}
+    attention = []
+    for edge in range(6):
+        score, mean, pattern, contribution = random.normal(size=4).tolist()
+        place = {"trace": trace, "layer": edge % 2, "head": edge // 2, "query": 4, "key": edge % 3, "score": score,
+                 "mean_score_plain": mean, "pattern": pattern, "contribution": contribution}  # fmt: skip
+        rows = [
+            {**place, "kind": kind, "rank": rank, "effect": float(random.normal()),
+             "query_source": None if kind == "key" else f"q{rank}",
+             "key_source": None if kind == "query" else f"k{rank}"}
+            for kind in ("key", "pair", "query") for rank in (2, 0, 1)
+        ]  # fmt: skip
+        attention += [rows[i] for i in random.permutation(len(rows))]
+    return {
+        "node": nodes,
+        "edge": edges,
+        "intervention": interventions,
+        "trace": [row],
+        "attention_score": attention,
+    }
 
 
 def write_catalog(folder: Path, tables: dict[str, Rows]) -> CatalogClient:

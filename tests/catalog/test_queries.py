@@ -168,6 +168,32 @@ def test_group_interventions_exclude_single_nodes_and_have_each_roots_token(
     assert found == expected
 
 
+@pytest.mark.parametrize("trace", TRACES)
+def test_head_edges_and_why_they_attend_are_in_order(client, tables, trace: str) -> None:
+    rows = tables[f"circuits/{trace}/attention_score"]
+    places = {tuple(row[part] for part in ("layer", "head", "query", "key")): row for row in rows}
+    expected = sorted(places, key=lambda place: -abs(places[place]["contribution"]))
+    found = client.ask("head_edges", trace=trace).rows
+    assert [(row["layer"], row["head"], row["query"], row["key"]) for row in found] == expected
+    for row, place in zip(found, expected, strict=True):
+        assert (
+            row["mean_score"] == places[place]["mean_score_plain"] and row["score"] == places[place]["score"]
+        )
+    kinds = ("pair", "query", "key")
+    for layer, head, query, key in expected:
+        own = [row for row in rows if (row["layer"], row["head"], row["key"]) == (layer, head, key)]
+        own.sort(key=lambda row: (kinds.index(row["kind"]), row["rank"]))
+        found = client.ask("attended", trace=trace, layer=layer, head=head, query=query, key=key).rows
+        assert [(row["kind"], row["query_source"], row["key_source"], row["effect"]) for row in found] == [
+            (row["kind"], row["query_source"], row["key_source"], row["effect"]) for row in own
+        ]
+        asked = client.sql(f"FROM why_attended('{trace}', {layer}, {head}, {query}, {key})").fetchall()
+        assert [row[1] for row in asked] == [row["kind"] for row in own]
+        assert [row[4] for row in asked] == [row["effect"] for row in own]
+    every = client.sql(f"SELECT effect FROM why_attended('{trace}', NULL, NULL, NULL, NULL)").fetchall()
+    assert len(every) == len(rows)
+
+
 def test_densities_of_some_layers_exclude_empty_bins_and_unknown_runs(client, tables) -> None:
     order = {"tc-a": 0, "tc-b": 1}
     expected = [

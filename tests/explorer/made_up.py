@@ -232,4 +232,17 @@ def _circuit(name: str) -> dict[str, Rows]:
     ]
     change = own | {"intervention": 0, "root": roots[0], "frozen": True, "kind": "ablate", "label": "all",
                     "before": 2.0, "features": ["0/7@1"], "after": 1.0}  # fmt: skip
-    return {"trace": [trace], "node": nodes, "edge": edges, "path": path, "intervention": [change]}
+    attention: Rows = []
+    for layer, contribution in ((1, 0.5), (0, -0.7)):
+        edge = own | {"layer": layer, "head": 1, "query": 11, "key": 3, "score": 2.0, "mean_score": 0.5,
+                      "mean_score_plain": 0.4, "pattern": 0.8, "contribution": contribution}  # fmt: skip
+        sides = {"query_source": f"0/7 {token(11)}", "key_source": f"embedding {token(3)}"}
+        attention += [
+            edge | {"kind": "pair", "rank": 0, "effect": 1.25 + layer, **sides},
+            edge | {"kind": "query", "rank": 0, "effect": 0.5, "relative_effect_plain": 0.3, "effect_frozen": 0.5,
+                    "effect_free": 0.4, "pattern_free": 0.1, "root_free": 0.2, "query_source": sides["query_source"]},
+            edge | {"kind": "key", "rank": 0, "effect": 0.7, "relative_effect_plain": 0.6,
+                    "key_source": sides["key_source"]},
+        ]  # fmt: skip
+    return {"trace": [trace], "node": nodes, "edge": edges, "path": path, "intervention": [change],
+            "attention_score": attention}  # fmt: skip

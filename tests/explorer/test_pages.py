@@ -195,6 +195,19 @@ def test_the_pages_of_features_and_circuits_show_labels_as_text(visit) -> None:
     assert visit.page.evaluate("window.hacked") is None
 
 
+def test_a_head_edge_opens_the_pairs_of_its_score(visit) -> None:
+    visit.open(link("circuits", trace=TRACE))
+    visit.settle()
+    text = visit.text()
+    # the edge that passes most to the root is open
+    assert "Head 0.1 at" in text and "+1.25" in text and "Sources of the key alone" in text
+    visit.page.get_by_role("link", name="1.1", exact=True).click()
+    visit.page.wait_for_function("document.querySelector('#page').innerText.includes('Head 1.1 at')")
+    assert parameters(visit)["head"] == "1.1.11.3"
+    assert "+2.25" in visit.text()
+    visit.screenshot("made-up-head-edge")
+
+
 def test_a_search_by_label_finds_features_of_other_layers_too(visit) -> None:
     visit.open(link("features", run=RUN, layer=1, by="label", search="after"), "#features-count")
     visit.settle()
@@ -327,6 +340,10 @@ def test_the_sql_console_runs_a_select_by_keyboard(visit) -> None:
         ("/circuits?trace=none", "this study has no circuit none; choose from"),
         (f"/circuits?trace={quote(TRACE)}&share=2", "share='2' in the address must be a number from 0 to 1"),
         (f"/circuits?trace={quote(TRACE)}&groups=a:b", "must have the form name:1,2"),
+        (
+            f"/circuits?trace={quote(TRACE)}&head=9.9.9.9",
+            "has no head edge 9.9.9.9; choose from 0.1.11.3, 1.1.11.3",
+        ),
         ("/dictionaries?measure=none", "measure='none' in the address must be one of ce"),
         ("/nowhere", "there is no page nowhere"),
     ],

@@ -227,3 +227,19 @@ FROM intervention
 JOIN node ON node.trace = intervention.trace AND node.node = intervention.root
 WHERE intervention.trace = $trace AND NOT starts_with(label, 'node ')
 ORDER BY intervention, root, frozen DESC
+
+-- name: head_edges
+-- Heads on the greedy paths of a circuit, with the positions that they read. What passes most to the root comes first.
+SELECT layer, head, query, key, any_value(score) AS score, any_value(mean_score_plain) AS mean_score,
+    any_value(pattern) AS pattern, any_value(contribution) AS contribution
+FROM attention_score
+WHERE trace = $trace
+GROUP BY layer, head, query, key
+ORDER BY abs(any_value(contribution)) DESC, layer, head, query, key
+
+-- name: attended
+-- Why a head reads a position: pairs of sources of its attention score, then sources of the query and of the key.
+SELECT kind, query_source, key_source, effect, relative_effect_plain, effect_frozen, effect_free, pattern_free, root_free
+FROM attention_score
+WHERE trace = $trace AND layer = $layer AND head = $head AND query = $query AND key = $key
+ORDER BY CASE kind WHEN 'pair' THEN 0 WHEN 'query' THEN 1 ELSE 2 END, rank

@@ -1,5 +1,6 @@
 """The page Circuits: graph, effects, paths and interventions of one trace."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -66,6 +67,7 @@ def circuits_page(client: CatalogClient, params: Params) -> Component:
                 answer=edges,
             ),
             html.Div([_paths(client, name), _interventions(client, name)], className="pair"),
+            _attention(client, name, trace["tokens"], params),
         ]
     )  # fmt: skip
 
@@ -116,6 +118,69 @@ def _paths(client: CatalogClient, trace: str) -> Component:
     rows = [[row["path"], signed(row["effect"])] for row in answer.rows]
     part = table(["path", "contribution"], rows, (0,)) if rows else empty_note("No path was found.")
     return panel("Strongest paths", part, answer=answer)
+
+
+def _attention(client: CatalogClient, trace: str, tokens: Sequence[str], params: Params) -> Component:
+    """Returns why heads of the circuit read what they read. The URL parameter `head`, LAYER.HEAD.QUERY.KEY, chooses a
+    head edge. Raises ValueError if the circuit has no such edge."""
+    title = "Why heads read what they read"
+    edges = client.ask("head_edges", trace=trace)
+    if not edges.rows:
+        return panel(title, empty_note("No head is on a path of this circuit, or no score was attributed."))
+    names = [".".join(str(row[part]) for part in ("layer", "head", "query", "key")) for row in edges.rows]
+    chosen = params.get("head", names[0])
+    if chosen not in names:
+        raise ValueError(f"circuit {trace} has no head edge {chosen}; choose from {', '.join(names)}")
+
+    def token(position: int) -> list[Any]:
+        return [format_token(tokens[position]), html.Sub(position)]
+
+    rows = []
+    for name, row in zip(names, edges.rows, strict=True):
+        text = f"{row['layer']}.{row['head']}"
+        opened = (
+            html.Strong(text)
+            if name == chosen
+            else dcc.Link(text, href=link("circuits", trace=trace, head=name))
+        )
+        numbers = [format_value(row[column], 3) for column in ("pattern", "score", "mean_score")]
+        rows.append([opened, token(row["query"]), token(row["key"]), *numbers, signed(row["contribution"])])
+    head = ["head", "at", "reads", "attention", "score", "mean score", "passes to the root"]
+    own = edges.rows[names.index(chosen)]
+    place = {part: own[part] for part in ("layer", "head", "query", "key")}
+    answer = client.ask("attended", trace=trace, **place)
+    where = ["Head ", html.Strong(f"{own['layer']}.{own['head']}"), " at ", *token(own["query"]), " reads "]
+    return panel(
+        title,
+        table(head, rows, (0, 1, 2)),
+        html.P([*where, *token(own["key"]), ". Its score is a sum over pairs of sources:"]),
+        _pairs([row for row in answer.rows if row["kind"] == "pair"]),
+        *(_sources(side, [row for row in answer.rows if row["kind"] == side]) for side in ("query", "key")),
+        sql_button(answer, "SQL of the pairs and sources"),
+        answer=edges,
+    )
+
+
+def _pairs(rows: Sequence[Row]) -> Component:
+    head = ["source of the query", "source of the key", "adds to the score"]
+    cells = [[row["query_source"], row["key_source"], signed(row["effect"])] for row in rows]
+    return table(head, cells, (0, 1), "Strongest pairs")
+
+
+def _sources(side: str, rows: Sequence[Row]) -> Component:
+    columns = {
+        "effect": "adds to the score",
+        "relative_effect_plain": "less the mean over keys",
+        "effect_frozen": "ablated, frozen",
+        "effect_free": "ablated, free",
+        "pattern_free": "attention, free",
+        "root_free": "target, free",
+    }
+    cells = [
+        [row[f"{side}_source"], *(None if row[name] is None else signed(row[name]) for name in columns)]
+        for row in rows
+    ]
+    return table([f"source of the {side}", *columns.values()], cells, (0,), f"Sources of the {side} alone")
 
 
 def _interventions(client: CatalogClient, trace: str) -> Component:
