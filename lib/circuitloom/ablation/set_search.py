@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .circuits import Components, without_places
@@ -21,6 +21,8 @@ MAX_REMOVED = 0.5
 """Largest share of the components that a round of `SetSearch.eliminate` removes. The losses of the others change."""
 PER_OCTAVE = 4
 """Number of sizes that are tried per doubling of the number of components."""
+ROUND_PER_OCTAVE = 2
+"""The same number in a round of `SetSearch.eliminate`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class SetSearch(ABC):
     def estimated_loss(self, circuit: Components) -> Float[Tensor, " component"]:
         """Returns a first-order estimate of `measured_loss` for each component of the circuit."""
 
+    def enough(self, shares: Float[Tensor, " set"], share: float) -> Bool[Tensor, " set"]:
+        """Returns whether sets that keep `shares` of the metric keep `share`."""
+        return shares >= share
+
     def shares(self, sets: Sequence[Components]) -> Float[Tensor, " set"]:
         """Returns the share of the metric that each set of components keeps alone: (alone - none) / (untouched -
         none)."""
@@ -80,7 +86,7 @@ class SetSearch(ABC):
         """
         while high - low > 1:
             middle = (low + high) // 2
-            enough = self.shares([order[:middle]])[0] >= share
+            enough = bool(self.enough(self.shares([order[:middle]]), share))
             low, high = (low, middle) if enough else (middle, high)
         return order[:high]
 
@@ -92,7 +98,7 @@ class SetSearch(ABC):
         next smaller size of the grid, the search bisects.
         """
         grid = size_grid(len(order), PER_OCTAVE)
-        enough = (self.shares([order[:size] for size in grid]) >= share).tolist()
+        enough = self.enough(self.shares([order[:size] for size in grid]), share).tolist()
         if True not in enough:
             return order[:0]
         place = enough.index(True)
@@ -120,33 +126,40 @@ class SetSearch(ABC):
     def eliminate(self, circuit: Components, share: float) -> EliminatedSet:
         """Remove components greedily, in rounds, while the remaining ones keep `share`.
 
-        Each round estimates what the set loses without each component, by `worth`. It then removes those with the
-        smallest loss: as many as still keep `share`, of the numbers tried, and at most `MAX_REMOVED` of the set. Where
-        an estimate lets none be removed, the `measured` components with the smallest estimates are measured. The search
-        ends if no single component of those measured can be removed.
+        Each round takes what the set loses without each component, by `worth`, and removes those with the smallest
+        |worth|: as many as still keep `share`, of the numbers tried, and at most `MAX_REMOVED` of the set. If not even
+        one of them can be removed, any other single component is. Where estimates let none be removed, the `measured`
+        components with the smallest estimates are measured. The search ends if no single component of those measured
+        can be removed.
         """
         gone = [circuit[:0]]
         minimal = False
         while len(circuit):
             worth = self.worth(circuit, torch.arange(len(circuit)))
             exact = self.measured is None or len(circuit) <= self.measured
-            removed = self._removable(circuit, worth, share)
-            if not removed and not exact:
-                tried = worth.argsort(stable=True)[: self.measured]
-                worth = torch.full_like(worth, torch.inf)
-                worth[tried] = self.measured_loss(circuit, tried) / (self.untouched - self.none)
-                removed = self._removable(circuit, worth, share)
-            order = worth.argsort(stable=True)
+            order = worth.abs().argsort(stable=True)
+            removed = self._removable(circuit, order, share)
             if not removed:
-                circuit, minimal = circuit[order], exact
-                break
+                tried = order[: self.measured]
+                loss = worth[tried] if exact else self._measured_worth(circuit, tried)
+                after = self.shares([circuit]) - loss
+                allowed = self.enough(after, share).nonzero()[:, 0]
+                if not len(allowed):
+                    circuit, minimal = circuit[order], exact
+                    break
+                # the removal after which the share is nearest to that of the untouched model
+                best = tried[allowed[(after[allowed] - 1).abs().argmin()]]
+                order, removed = torch.cat([best[None], order[order != best]]), 1
             gone.append(circuit[order[:removed]])
             circuit = circuit[order[removed:].sort().values]
         return EliminatedSet(circuit, torch.cat(gone), minimal or not len(circuit))
 
-    def _removable(self, circuit: Components, worth: Float[Tensor, " component"], share: float) -> int:
-        """Returns how many of the components with the smallest worth can be removed at once."""
-        order = worth.argsort(stable=True)
-        tried = size_grid(max(1, int(MAX_REMOVED * len(circuit))), PER_OCTAVE)[1:]
-        enough = self.shares([without_places(circuit, order[:n]) for n in tried]) >= share
-        return max((n for n, ok in zip(tried, enough, strict=True) if ok), default=0)
+    def _measured_worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
+        return self.measured_loss(circuit, place) / (self.untouched - self.none)
+
+    def _removable(self, circuit: Components, order: Int[Tensor, " component"], share: float) -> int:
+        """Returns how many of the first components of `order`, places in the circuit, can be removed at once."""
+        most = max(1, int(MAX_REMOVED * len(circuit)))
+        tried = size_grid(most, ROUND_PER_OCTAVE)[1:]
+        enough = self.enough(self.shares([without_places(circuit, order[:n]) for n in tried]), share)
+        return max((n for n, ok in zip(tried, enough.tolist(), strict=True) if ok), default=0)

@@ -22,6 +22,7 @@ from torch import Tensor
 from .direct_effects import AttributionTargets, SourceColumns, direct_effects, feature_targets, source_columns
 from .linearized_model import LinearizedModel
 
+Columns = slice | Int[Tensor, " column"]
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
 """Yields (node numbers, direct effects on these nodes), from the last layer to the first."""
 
@@ -86,7 +87,7 @@ def influence(
     rows: Callable[[Float[Tensor, " node"]], Rows],
     weight: Float[Tensor, " node"],
     counted: Bool[Tensor, " source"],
-    errors: slice,
+    errors: Columns,
 ) -> Influence:
     """Compute influence by back-substitution, from the last layer to the first.
 
@@ -102,7 +103,7 @@ def influence(
 
 
 def scores(
-    result: Influence, weight: Float[Tensor, " node"], errors: slice, embeddings: slice
+    result: Influence, weight: Float[Tensor, " node"], errors: Columns, embeddings: slice
 ) -> GraphScores:
     """Compute the replacement and completeness scores from the influence of all nodes."""
     reached = result.node + weight
@@ -135,10 +136,13 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
     return share
 
 
-def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, " node"]], Rows]:
+def graph_rows(
+    model: LinearizedModel, roots: Roots, within: Bool[Tensor, " active"] | None = None
+) -> Callable[[Float[Tensor, " node"]], Rows]:
     """Returns the function `rows(reached)` that `influence` needs, for a prompt's full graph.
 
-    Rows are computed on demand. Rows of features with reached[node] = 0 are left out.
+    Rows are computed on demand. Rows of features with reached[node] = 0 are left out, and rows of features that
+    `within` does not mark.
     """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
@@ -148,7 +152,8 @@ def graph_rows(model: LinearizedModel, roots: Roots) -> Callable[[Float[Tensor, 
         yield nodes, direct_effects(model, roots.targets)
         for layer in reversed(model.dictionaries):
             in_layer = model.active_in_layer(layer, len(model.captured))
-            active = in_layer.start + (reached[in_layer] > 0).nonzero()[:, 0]
+            wanted = reached[in_layer] > 0 if within is None else (reached[in_layer] > 0) & within[in_layer]
+            active = in_layer.start + wanted.nonzero()[:, 0]
             if not len(active):
                 continue
             start = 0
@@ -242,6 +247,31 @@ def trace_graph(
         remainder=(value - explained)[keep_node],
         scores=scores(full, weight, columns.errors, columns.embeddings),
     )
+
+
+@torch.inference_mode()
+def full_influence(model: LinearizedModel, roots: Roots) -> Float[Tensor, " active"]:
+    """Returns the influence of each active feature on the roots, in the graph of all active features."""
+    columns = source_columns(model)
+    weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
+    counted = counted_sources(columns).to(weight.device)
+    return influence(graph_rows(model, roots), weight, counted, columns.errors).node[: columns.active]
+
+
+@torch.inference_mode()
+def subgraph_scores(model: LinearizedModel, roots: Roots, kept: Bool[Tensor, " active"]) -> GraphScores:
+    """Returns the scores of the graph in which the features that are not `kept` count as errors.
+
+    Their influence is not followed further. With all features kept, these are the scores of the full graph. The
+    subgraph scores of circuit-tracer (its pull request 42) are defined in the same way.
+    """
+    columns = source_columns(model)
+    weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
+    counted = counted_sources(columns).to(weight.device)
+    errors = torch.arange(columns.errors.start, columns.errors.stop, device=weight.device)
+    errors = torch.cat([(~kept).nonzero()[:, 0], errors])
+    result = influence(graph_rows(model, roots, kept), weight, counted, errors)
+    return scores(result, weight, errors, columns.embeddings)
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:
