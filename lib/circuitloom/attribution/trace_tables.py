@@ -1,9 +1,11 @@
-"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path` and `intervention`."""
+"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path`, `intervention`, `subgraph` and
+`subgraph_node`."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..core.tables import EDGE, INTERVENTION, NODE, PATH, TRACE, Table
+from ..core.tables import EDGE, INTERVENTION, NODE, PATH, SUBGRAPH, SUBGRAPH_NODE, TRACE, Table
 from .direct_effects import SourceColumns, source_columns
 from .node_names import node_name
 from .paths import FEATURE, HEAD, KINDS, Paths, SourceDecomposition
@@ -36,6 +38,8 @@ class TraceRows:
                 (EDGE, self.edges()),
                 (PATH, list(self.paths())),
                 (INTERVENTION, list(self.interventions())),
+                (SUBGRAPH, self.subgraphs()),
+                (SUBGRAPH_NODE, list(self.subgraph_nodes())),
             )
         }
 
@@ -103,6 +107,50 @@ class TraceRows:
                     own = {"root": root, "frozen": frozen, "before": float(outcome.before[i])}
                     yield {"intervention": number, **common, **own, "after": float(after[i])}
             number += 1
+
+    def subgraphs(self) -> list[Row]:
+        """Returns the rows of the table `subgraph`, one per method."""
+        result = self.trace.subgraphs
+        if result is None:
+            return []
+        common = {
+            "share": result.config.share,
+            "errors": result.config.errors,
+            "untouched": result.untouched,
+            "none_kept": result.none,
+            "n_candidates": result.n_units,
+        }
+        return [
+            {
+                "method": each.method,
+                **common,
+                "n_units": len(each.unit),
+                "n_features": len(each.active),
+                "kept": _defined(each.kept),
+                "kept_frozen": _defined(each.kept_frozen),
+                "minimal": each.minimal,
+                "replacement_score": each.scores.replacement,
+                "completeness_score": each.scores.completeness,
+                "seconds": each.seconds,
+            }
+            for each in result.subgraphs
+        ]
+
+    def subgraph_nodes(self) -> Iterator[Row]:
+        """Yields the rows of the table `subgraph_node`."""
+        result = self.trace.subgraphs
+        for each in result.subgraphs if result is not None else ():
+            unit = each.unit_of_active.tolist()
+            for rank, active in enumerate(each.active.tolist()):
+                own = source_row(self.trace, active)
+                yield {
+                    "method": each.method,
+                    "rank": rank,
+                    "unit": unit[rank],
+                    "node": self.numbers.get(self._key(own)),
+                    "token": self.tokens[own["position"]],
+                    **{name: own[name] for name in ("layer", "feature", "position", "activation")},
+                }
 
     def _trace(self) -> Row:
         trace, scores = self.trace, self.trace.graph.scores
@@ -193,6 +241,10 @@ class TraceRows:
             index if name == "head" else None,
             position,
         )
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def source_row(trace: Trace, source: int) -> Row:

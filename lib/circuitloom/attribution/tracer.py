@@ -6,7 +6,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
+from ..ablation.subgraph import SubgraphSearchResult, find_subgraphs
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
 from ..core.feature_labels import read_feature_labels
 from ..core.formatting import escape_invisible, format_token
@@ -35,6 +36,8 @@ from .linearized_model import LinearizedModel
 from .paths import Paths, PathSearch, find_paths, target_reader
 from .targets import RootNode, find_roots, read_answers, resolve_position
 
+Supernodes = Sequence[Sequence[int]]
+"""Indices of the features of each supernode, in `LinearizedModel.features`."""
 TOKENS_PER_LABEL = 3
 """Largest number of tokens in the text of a feature without a label."""
 
@@ -89,6 +92,8 @@ class Trace:
     """Duration of the tracing in seconds, without the checks."""
     notes: tuple[str, ...] = ()
     """Lines that say how the prompt and the target were read, where a reader of their text may think otherwise."""
+    subgraphs: SubgraphSearchResult | None = None
+    """The smallest subgraphs. None if the config asks for no search."""
 
 
 class Tracer:
@@ -131,11 +136,16 @@ class Tracer:
 
     @torch.inference_mode()
     def trace(
-        self, prompt: Prompt, config: Circuits, report: Callable[[str], object] = lambda _: None
+        self,
+        prompt: Prompt,
+        config: Circuits,
+        report: Callable[[str], object] = lambda _: None,
+        groups: Callable[[LinearizedModel], Supernodes] = lambda _: (),
     ) -> Trace:
         """Trace one prompt: compute the attribution graph, the paths and the checks.
 
-        `report` is called with progress messages. Raises ValueError if the prompt cannot be tokenized, is too short or
+        `report` is called with progress messages. `groups` returns the supernodes of the search for the smallest
+        subgraph; by default there are none. Raises ValueError if the prompt cannot be tokenized, is too short or
         is too long. Also raises ValueError if the target does not exist.
         """
         report("running the prompt")
@@ -156,7 +166,13 @@ class Tracer:
         report(f"checking {len(graph.node)} nodes by ablation")
         checks = self._check(model, roots, graph, prompt)
         notes = (*read.notes, *(answer.note for answer in answers if answer.note))
-        return Trace(prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, notes)
+        subgraphs = None
+        if config.subgraph is not None:
+            report("searching for the smallest subgraph")
+            subgraphs = find_subgraphs(self.language_model, model, roots, config.subgraph, groups(model))
+        return Trace(
+            prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, notes, subgraphs
+        )
 
     def _check(self, model: LinearizedModel, roots: Roots, graph: AttributionGraph, prompt: Prompt) -> Checks:
         """Ablate each source in the graph alone. The constant is not ablated. Then apply the prompt's changes."""
@@ -288,6 +304,19 @@ def transcoder_runs(folder: Path) -> list[str]:
     table = Layout(folder).evaluation_table("run")
     order = read_table(table).column("run").to_pylist() if table.is_file() else []
     return sorted(found, key=lambda run: (order.index(run) if run in order else len(order), run))
+
+
+def label_groups(folder: Path, run: str, model: LinearizedModel) -> Supernodes:
+    """Returns supernodes by label: active features at one position whose best labels are equal. Features without a
+    label are in none."""
+    features = model.features
+    places = list(zip(features.layer.tolist(), features.feature.tolist(), strict=True))
+    labels = read_feature_labels(Layout(folder), run, set(places))
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index, (place, position) in enumerate(zip(places, features.position.tolist(), strict=True)):
+        if place in labels:
+            groups.setdefault((position, labels[place].text), []).append(index)
+    return list(groups.values())
 
 
 def most_traced_run(folder: Path) -> str | None:

@@ -39,6 +39,8 @@ class DrawnPrompt:
     """`finding` or `testing`."""
     special_tokens: bool = False
     """That of the template."""
+    template: int = 0
+    """Number of the template."""
 
 
 def draw_prompts(
@@ -64,11 +66,11 @@ def draw_prompts(
         filled.append(list(texts.items())[:per_template])
     prompts: dict[str, DrawnPrompt] = {}
     for turn in range(per_template):
-        for template, own_texts in zip(templates, filled, strict=True):
+        for number, (template, own_texts) in enumerate(zip(templates, filled, strict=True)):
             if turn < len(own_texts):
                 text, target = own_texts[turn]
                 half = FINDING if turn < len(own_texts) // 2 else TESTING
-                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens))
+                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens, number))
     return list(prompts.values())
 
 

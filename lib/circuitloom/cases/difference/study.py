@@ -23,6 +23,7 @@ from ...core.progress import progress
 from ...corpus.prompt_text import print_notes
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
+from .common import find_common
 from .measurements import (
     BasisCurve,
     CircuitMetrics,
@@ -48,7 +49,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
     testing = [prompts[i] for i in testing_rows]
     finding = [prompt for prompt, own in zip(prompts, drawn, strict=True) if own.half == FINDING]
     heads = head_basis(context.model)
-    with progress(f"cases: {name}", 4, "steps") as bar:
+    with progress(f"cases: {name}", 5, "steps") as bar:
         # 2. Find the circuit on the finding half
         basis = feature_basis(context.run, context.transcoders) + heads
         experiment = _experiment(context, basis, finding, case)
@@ -68,7 +69,12 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
         # 5. Trace attribution graphs of some finding prompts
         traces = _trace(context, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-    return make_report(DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces))
+        # 6. Aggregate the graphs of the finding prompts, and ablate what they have in common on the testing half
+        common = find_common(context, case, drawn, prompts, circuit.experiment)
+        bar.update()
+    return make_report(
+        DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces, common)
+    )
 
 
 def find_circuit(
