@@ -226,7 +226,8 @@ def plant(model) -> dict[int, Dictionary]:
         dictionary.W_dec.mul_(1e-3)
         if layer == PLANTED[0]:
             direction = rows[12] - rows[20]
-            dictionary.W_enc[PLANTED[1]] = 0
+            # a feature without any source would be no node of a pruned graph
+            dictionary.W_enc[PLANTED[1]] *= 1e-3
             dictionary.b_enc[PLANTED[1]] = 1
             dictionary.W_dec[PLANTED[1]] = 60 * direction / direction.norm()
     assert rows.shape[1] == D_MODEL
