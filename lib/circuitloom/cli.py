@@ -81,6 +81,23 @@ def _parser() -> argparse.ArgumentParser:
         help="also print why a head reads position KEY from position QUERY: pairs of sources of its attention score; "
         "without positions, for the circuit's edges of this head, or what it reads most from the last position",
     )
+    trace.add_argument(
+        "--smallest",
+        type=float,
+        metavar="SHARE",
+        help="search for the fewest features that keep this share of the target, such as 0.8",
+    )
+    trace.add_argument(
+        "--errors",
+        choices=("keep", "ablate"),
+        default="keep",
+        help="with --smallest: errors of transcoders (keep)",
+    )
+    trace.add_argument(
+        "--supernodes",
+        action="store_true",
+        help="with --smallest: features at one position with the same label are one node",
+    )
     trace.set_defaults(run_command=_trace)
 
     add_generate_command(commands)
@@ -157,17 +174,20 @@ def _trace(arguments: argparse.Namespace) -> None:
     from pydantic import ValidationError
     from rich.console import Console
 
-    from .attribution.terminal import path_features, print_attention, print_trace
+    from .attribution.terminal import path_features, print_attention, print_trace, subgraph_features
     from .attribution.trace_tables import TraceRows
-    from .attribution.tracer import feature_labels, open_tracer
-    from .config.circuits import Circuits, Prompt
+    from .attribution.tracer import feature_labels, label_groups, open_tracer
+    from .config.circuits import Circuits, Prompt, SubgraphConfig
     from .config.messages import one_line
 
-    section: type[Prompt] | type[Circuits] = Prompt
+    section: type[Prompt] | type[Circuits] | type[SubgraphConfig] = Prompt
     try:
         prompt = Prompt(
             text=arguments.prompt, special_tokens=arguments.special_tokens, target=arguments.target
         )
+        section, search = SubgraphConfig, None
+        if arguments.smallest is not None:
+            search = SubgraphConfig(share=arguments.smallest, errors=arguments.errors)
         section = Circuits
         config = Circuits(
             width=arguments.width,
@@ -175,13 +195,17 @@ def _trace(arguments: argparse.Namespace) -> None:
             rows=arguments.rows,
             ablated=arguments.ablated,
             context=arguments.context,
+            subgraph=search,
         )
     except ValidationError as error:
         raise ValueError(one_line(section, error, "")) from None
     folder = Layout.of(arguments.study).root
     tracer = open_tracer(folder, arguments.run, context=config.context)
-    trace = tracer.trace(prompt, config)
-    labels = feature_labels(folder, trace.run, path_features(trace.paths))
+    if arguments.supernodes:
+        trace = tracer.trace(prompt, config, groups=lambda model: label_groups(folder, tracer.run, model))
+    else:
+        trace = tracer.trace(prompt, config)
+    labels = feature_labels(folder, trace.run, path_features(trace.paths) | subgraph_features(trace))
     rows, console = TraceRows(trace, "trace", tracer.strings), Console()
     print_trace(trace, rows, labels, console)
     if arguments.attention is not None:

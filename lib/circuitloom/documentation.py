@@ -141,6 +141,7 @@ EXAMPLES = {
     "concept": "caught_fire",
     "pattern": "caught",
     "trace": "year_span",
+    "case_study": "indirect_object",
 }
 """Values that replace the parameters in the examples of macros."""
 

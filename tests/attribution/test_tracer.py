@@ -1,5 +1,6 @@
 """Tracing a prompt from its text: targets, checks, and tables that agree with each other and with the model."""
 
+import io
 import json
 from pathlib import Path
 
@@ -16,13 +17,22 @@ from circuitloom.attribution.export import write_graph
 from circuitloom.attribution.terminal import print_trace
 from circuitloom.attribution.trace_tables import TraceRows
 from circuitloom.attribution.tracer import Trace, Tracer, most_traced_run
-from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, parse_feature, parse_target
+from circuitloom.config.circuits import (
+    Circuits,
+    FeatureChange,
+    Prompt,
+    SubgraphConfig,
+    parse_feature,
+    parse_target,
+)
 from circuitloom.core.tables import (
     ATTENTION_SCORE,
     EDGE,
     INTERVENTION,
     NODE,
     PATH,
+    SUBGRAPH,
+    SUBGRAPH_NODE,
     TRACE,
     read_table,
     write_table,
@@ -66,12 +76,17 @@ def test_sums_match_the_model_and_frozen_ablations_match_edges(traced):
 
 def test_tables_have_their_schemas_and_refer_to_existing_nodes(traced, tmp_path):
     tables = traced[1].tables()
-    assert list(tables) == [table.name for table in (TRACE, NODE, EDGE, PATH, INTERVENTION, ATTENTION_SCORE)]
+    names = [
+        table.name
+        for table in (TRACE, NODE, EDGE, PATH, INTERVENTION, ATTENTION_SCORE, SUBGRAPH, SUBGRAPH_NODE)
+    ]
+    assert list(tables) == names
     read: dict[str, pa.Table] = {}
     for name, (table, rows) in tables.items():
         write_table(table, rows, tmp_path / f"{name}.parquet")
         read[name] = read_table(tmp_path / f"{name}.parquet")
-        assert read[name].num_rows == len(rows) > 0
+        # there is no search for subgraphs unless the config asks for it
+        assert read[name].num_rows == len(rows) and (len(rows) > 0) == (not name.startswith("subgraph"))
     nodes = read["node"].column("node").to_pylist()
     assert nodes == list(range(len(nodes)))
     used = read["edge"].column("source").to_pylist() + read["edge"].column("target").to_pylist()
@@ -79,6 +94,39 @@ def test_tables_have_their_schemas_and_refer_to_existing_nodes(traced, tmp_path)
     assert set(read["path"].column("node").to_pylist()) <= set(nodes)
     roots = {row["node"] for row in read["node"].to_pylist() if row["is_root"]}
     assert set(read["intervention"].column("root").to_pylist()) == roots
+
+
+def test_subgraphs_are_searched_if_the_config_asks_and_printed(tmp_path):
+    tracer = make_tracer(tmp_path)
+    prompt = Prompt(text=TEXT, target="logit w6 vs w5")
+    config = Circuits(subgraph=SubgraphConfig(methods=["influence", "greedy"]))
+    result = tracer.trace(prompt, config, groups=lambda model: [[0, 1, 2]])
+    rows = TraceRows(result, "war", tracer.strings)
+    found, nodes = rows.subgraphs(), list(rows.subgraph_nodes())
+    assert [row["method"] for row in found] == ["influence", "greedy"]
+    assert result.subgraphs.n_units < len(result.model.features)
+    for row in found:
+        own = [node for node in nodes if node["method"] == row["method"]]
+        assert row["n_features"] == len(own) > 0 and row["n_units"] == len({node["unit"] for node in own})
+        assert 0.8 <= row["kept"] <= 1.2 and [node["rank"] for node in own] == list(range(len(own)))
+    graph = {node["node"]: node for node in rows.nodes()}
+    known = [node for node in nodes if node["node"] is not None]
+    assert known and all(
+        (graph[node["node"]]["layer"], graph[node["node"]]["feature"], graph[node["node"]]["position"])
+        == (node["layer"], node["feature"], node["position"])
+        for node in known
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_trace(result, rows, {}, console)
+    text = console.export_text()
+    best = result.subgraphs.smallest
+    assert "smallest subgraphs that keep 0.8 of the target" in text and f"found by {best.method}" in text
+    tables = {
+        name: (table, own) for name, (table, own) in rows.tables().items() if name.startswith("subgraph")
+    }
+    for name, (table, own) in tables.items():
+        write_table(table, own, tmp_path / f"{name}.parquet")
+        assert read_table(tmp_path / f"{name}.parquet").num_rows == len(own)
 
 
 def test_a_nodes_value_is_its_edges_plus_its_remainder(traced):

@@ -226,7 +226,8 @@ def plant(model) -> dict[int, Dictionary]:
         dictionary.W_dec.mul_(1e-3)
         if layer == PLANTED[0]:
             direction = rows[12] - rows[20]
-            dictionary.W_enc[PLANTED[1]] = 0
+            # a feature without any source would be no node of a pruned graph
+            dictionary.W_enc[PLANTED[1]] *= 1e-3
             dictionary.b_enc[PLANTED[1]] = 1
             dictionary.W_dec[PLANTED[1]] = 60 * direction / direction.norm()
     assert rows.shape[1] == D_MODEL
@@ -268,6 +269,7 @@ def test_claims_about_a_circuit_fail_where_ablation_does_not_lower_the_metric(st
     assert report.tables["component"] == []
     failed = {claim.name: claim.value for claim in report.claims if not claim.holds}
     unmeasured = {"faithful", "necessary", "through_features", "complete", "minimal", "explained", "fewer"}
+    unmeasured |= {"common_sufficient", "common_necessary", "common_over_random"}
     assert {name for name, value in failed.items() if value is None} == unmeasured
     write_report(report, tmp_path)
     assert "there is no circuit to find" in (tmp_path / "result.md").read_text()
@@ -281,6 +283,41 @@ def test_one_planted_feature_is_found_as_the_circuit(report):
     assert values["faithful"] == pytest.approx(1, abs=0.1)
     assert values["necessary"] == values["through_features"] == pytest.approx(0, abs=0.1)
     assert values["minimal"] == 1
+
+
+def test_the_common_circuit_of_one_planted_feature_is_sufficient_and_necessary(report):
+    values = {claim.name: claim.value for claim in report.claims}
+    assert values["common_sufficient"] == pytest.approx(1, abs=0.1)
+    assert values["common_necessary"] == pytest.approx(0, abs=0.1)
+    assert values["common_over_random"] > 0.8
+    nodes = report.tables["aggregate_node"]
+    common = {
+        (row["layer"], row["feature"]) for row in nodes if row["kind"] == "feature" and row["is_common"]
+    }
+    assert PLANTED in common
+    assert {row["token"] for row in nodes} <= {"<bos>", "w5", "{a}", "w6", "{b}"}
+    # all prompts reach the root, at the role of the last token
+    (root,) = [row for row in nodes if row["kind"] == "root"]
+    assert root["n_prompts"] == 6 and root["role"] == max(row["role"] for row in nodes)
+    edges = [row for row in report.tables["aggregate_edge"] if row["target"] == root["node"]]
+    (planted,) = [
+        row["node"]
+        for row in nodes
+        if (row["layer"], row["feature"]) == PLANTED and row["role"] == root["role"]
+    ]
+    (edge,) = [row for row in edges if row["source"] == planted]
+    assert edge["share"] == 1 and edge["effect_low"] <= edge["effect"] <= edge["effect_high"]
+    outcome = [row for row in report.tables["outcome"] if row["condition"] == "common circuit alone"]
+    assert len(outcome) == 12 and all(row["value"] is not None for row in outcome)
+    assert sum("**Common circuit.**" in sentence for sentence in report.method) == 1
+
+
+def test_without_aggregated_graphs_there_is_no_common_circuit(study, tmp_path):
+    report = study("logit w12 vs w20", aggregated=0, subsets=2, compare=False)
+    assert report.tables["aggregate_node"] == report.tables["aggregate_edge"] == []
+    assert not any(claim.name.startswith("common") for claim in report.claims)
+    write_report(report, tmp_path)
+    assert (tmp_path / "common.png").is_file()
 
 
 def test_an_estimated_worth_finds_the_same_circuit(study):

@@ -40,7 +40,7 @@ RUN, OTHER_RUN, LAYER, FEATURE, SILENT = "tc-narrow", "tc-wide", 1, 0, 3
 CONCEPTS = ("caught_fire", "food")
 FILLED = {
     "run": RUN, "other_run": OTHER_RUN, "layer": LAYER, "feature": FEATURE,
-    "concept": CONCEPTS[0], "pattern": "caught", "trace": "some",
+    "concept": CONCEPTS[0], "pattern": "caught", "trace": "some", "case_study": "some",
 }  # fmt: skip
 """Parameters of the macros' examples."""
 CONFIG = Features(examples=9, bands=3, band_examples=2, before=5, after=3, bins=6)
@@ -53,11 +53,13 @@ ELSEWHERE = {
     **{"pareto": "evaluation", "baseline": "evaluation/baseline/mlp_out", "history": "dictionaries/tc-wide/layer1"},
     **{"activation_norm": "activations", "dictionary_benchmark": "benchmark"},
     **dict.fromkeys(
-        ("trace", "node", "edge", "path", "intervention", "attention_score"), "circuits/war"
+        ("trace", "node", "edge", "path", "intervention", "attention_score", "subgraph", "subgraph_node"),
+        "circuits/war",
     ),
     **dict.fromkeys(("causal", "faithfulness", "feature_effect"), "circuits/plural"),
     **dict.fromkeys(("claim", "outcome", "source", "year", "component", "planted"), "cases/caught"),
     **dict.fromkeys(("compared_run", "compared_prompt"), "cases/clt_vs_plt"),
+    **dict.fromkeys(("aggregate_node", "aggregate_edge"), "cases/caught"),
     **dict.fromkeys(("deembedding", "connection", "blind"), "circuits/weights/tc-wide/layer1"),
 }  # fmt: skip
 """Tables with one arbitrary row, and the folder of their file."""

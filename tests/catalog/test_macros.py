@@ -270,7 +270,7 @@ def test_a_card_lists_every_fact_about_a_feature_in_order(study, catalog, key) -
 def test_every_macro_has_an_example_that_returns_rows(study, catalog) -> None:
     sandbox = open_sandbox(study.folder)
     described = list(macros())
-    assert len(described) == 22
+    assert len(described) == 24
     for macro in described:
         assert macro.name in macro.example and macro.description.endswith(".") and macro.parameters
         statement = fill_in(macro.example, FILLED)

@@ -32,6 +32,7 @@ DENSE_NODES = 4096
 MAX_EDGES = 2**22
 """Number of edges in a list from which edges with the smallest scores are dropped."""
 
+Columns = slice | Int[Tensor, " column"]
 Rows = Iterator[tuple[Int[Tensor, " target"], Float[Tensor, "target source"]]]
 """Yields (node numbers, direct effects on these nodes), from the last layer to the first."""
 
@@ -150,7 +151,7 @@ def influence(
     rows: Callable[[Float[Tensor, " node"]], Rows],
     weight: Float[Tensor, " node"],
     counted: Bool[Tensor, " source"],
-    errors: slice,
+    errors: Columns,
 ) -> Influence:
     """Compute influence by back-substitution, from the last layer to the first.
 
@@ -168,7 +169,7 @@ def influence(
 def scores(
     result: Influence,
     weight: Float[Tensor, " node"],
-    errors: slice,
+    errors: Columns,
     embeddings: slice,
     left_out: Sequence[Int[Tensor, " _"]] = (),
 ) -> GraphScores:
@@ -209,12 +210,16 @@ def cumulative_share(influence: Float[Tensor, " node"]) -> Float[Tensor, " node"
 
 
 def graph_rows(
-    model: LinearizedModel, roots: Roots, budget: RowBudget | None = None
+    model: LinearizedModel,
+    roots: Roots,
+    budget: RowBudget | None = None,
+    within: Bool[Tensor, " active"] | None = None,
 ) -> Callable[[Float[Tensor, " node"]], Rows]:
     """Returns the function `rows(reached)` that `influence` needs, for a prompt's full graph.
 
-    Rows are computed on demand. Rows of features with reached[node] = 0, and those that `budget` leaves out, are left
-    out. Rows come in the order of positions, because a chunk's gradients cover all positions up to its last one.
+    Rows are computed on demand. Rows of features with reached[node] = 0 are left out, and those that `budget` leaves
+    out or `within` does not mark. Rows come in the order of positions, because a chunk's gradients cover all positions
+    up to its last one.
     """
     columns = source_columns(model)
     elements = max(model.captured.resid_final.numel(), len(columns))
@@ -224,10 +229,11 @@ def graph_rows(
         yield nodes, direct_effects(model, roots.targets)
         for layer in reversed(model.dictionaries):
             in_layer = model.active_in_layer(layer, len(model.captured))
+            own = reached[in_layer] if within is None else reached[in_layer] * within[in_layer]
             if budget is None:
-                active = in_layer.start + (reached[in_layer] > 0).nonzero()[:, 0]
+                active = in_layer.start + (own > 0).nonzero()[:, 0]
             else:
-                active = budget.choose(in_layer.start, reached[in_layer])
+                active = budget.choose(in_layer.start, own)
             if not len(active):
                 continue
             start = 0
@@ -335,6 +341,31 @@ def trace_graph(
         scores=scores(full, weight, columns.errors, columns.embeddings, budget.left_out),
         coverage=budget.coverage,
     )
+
+
+@torch.inference_mode()
+def full_influence(model: LinearizedModel, roots: Roots) -> Float[Tensor, " active"]:
+    """Returns the influence of each active feature on the roots, in the graph of all active features."""
+    columns = source_columns(model)
+    weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
+    counted = counted_sources(columns).to(weight.device)
+    return influence(graph_rows(model, roots), weight, counted, columns.errors).node[: columns.active]
+
+
+@torch.inference_mode()
+def subgraph_scores(model: LinearizedModel, roots: Roots, kept: Bool[Tensor, " active"]) -> GraphScores:
+    """Returns the scores of the graph in which the features that are not `kept` count as errors.
+
+    Their influence is not followed further. With all features kept, these are the scores of the full graph. The
+    subgraph scores of circuit-tracer (its pull request 42) are defined in the same way.
+    """
+    columns = source_columns(model)
+    weight = torch.cat([roots.weight.new_zeros(len(columns)), roots.weight])
+    counted = counted_sources(columns).to(weight.device)
+    errors = torch.arange(columns.errors.start, columns.errors.stop, device=weight.device)
+    errors = torch.cat([(~kept).nonzero()[:, 0], errors])
+    result = influence(graph_rows(model, roots, within=kept), weight, counted, errors)
+    return scores(result, weight, errors, columns.embeddings)
 
 
 def counted_nodes(node: Int[Tensor, " node"], counted: Bool[Tensor, " source"]) -> Bool[Tensor, " node"]:

@@ -1,6 +1,6 @@
 """Print a traced prompt in the terminal: a table of sources, the strongest paths as a tree, scores and checks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .attention_scores import EdgeAttention, SideEffects
 from .direct_effects import direct_effects, source_columns
 from .paths import EMBEDDING, FEATURE, HEAD, Paths
 from .trace_tables import TraceRows, source_row
-from .tracer import AttentionTrace, SideAblation, Trace
+from .tracer import AttentionTrace, SideAblation, SubgraphSearchResult, Trace
 
 MAX_CHILDREN = 5
 """Largest number of children shown per node."""
@@ -42,6 +42,10 @@ def print_trace(trace: Trace, rows: TraceRows, labels: FeatureLabels, console: C
     console.print()
     for line in _summary(trace):
         console.print(line, highlight=False)
+    if trace.subgraphs is not None:
+        console.print()
+        for part in _subgraphs(rows, trace.subgraphs, labels):
+            console.print(part, highlight=False)
 
 
 def print_attention(
@@ -184,6 +188,59 @@ def _summary(trace: Trace) -> list[str]:
         )
     lines.append(f"traced in {trace.seconds:.2f} s")
     return lines
+
+
+def _subgraphs(rows: TraceRows, result: SubgraphSearchResult, labels: FeatureLabels) -> Iterator[Any]:
+    """Yields the methods of the search for the smallest subgraph as a table, and the features of the smallest one."""
+    change = f"{result.untouched:.3f} becomes {result.none:.3f} with all features ablated"
+    title = f"smallest subgraphs that keep {result.config.share:g} of the target ({change}"
+    yield f"{title}; errors: {result.config.errors}; nodes that can reach it: {result.n_units})"
+    table = Table(
+        "method", "nodes", "features", "kept", "frozen", "replacement", "completeness", "seconds",
+        box=None, header_style="dim",
+    )  # fmt: skip
+    for each in result.subgraphs:
+        numbers = (each.kept, each.kept_frozen, each.scores.replacement, each.scores.completeness)
+        table.add_row(
+            each.method,
+            str(len(each.unit)) if len(each.unit) else "none",
+            str(len(each.active)),
+            *(f"{number:.3f}" for number in numbers),
+            f"{each.seconds:.2f}",
+        )
+    yield table
+    best = result.smallest
+    if best is None:
+        return
+    tree = Tree(f"the subgraph found by {best.method}, most important first")
+    nodes: dict[int, list[str]] = {}
+    for row in rows.subgraph_nodes():
+        if row["method"] == best.method:
+            nodes.setdefault(row["unit"], []).append(_subgraph_feature(row, labels))
+    for members in list(nodes.values())[:MAX_PATHS]:
+        branch = tree.add(members[0] if len(members) == 1 else "supernode")
+        for member in members if len(members) > 1 else ():
+            branch.add(member)
+    if len(nodes) > MAX_PATHS:
+        tree.add(f"... and {len(nodes) - MAX_PATHS} more")
+    yield tree
+
+
+def _subgraph_feature(row: Mapping[str, Any], labels: FeatureLabels) -> str:
+    token = f"[cyan]{escape(repr(row['token']))}[/cyan]{_subscript(row['position'])}"
+    label = labels.get((row["layer"], row["feature"]))
+    known = "" if label is None else f" [dim]{escape(label)}[/dim]"
+    return f"feature {row['layer']}/{row['feature']} at {token}, {row['activation']:.2f}{known}"
+
+
+def subgraph_features(trace: Trace) -> set[tuple[int, int]]:
+    """Returns (layer, feature) of each feature of the smallest subgraph."""
+    best = None if trace.subgraphs is None else trace.subgraphs.smallest
+    if best is None:
+        return set()
+    features = trace.model.features
+    pairs = torch.stack([features.layer[best.active], features.feature[best.active]], 1)
+    return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}
 
 
 def path_features(paths: Paths) -> set[tuple[int, int]]:

@@ -1,12 +1,24 @@
-"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path` and `intervention`."""
+"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path`, `intervention`, `subgraph` and
+`subgraph_node`."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.tables import ATTENTION_SCORE, EDGE, INTERVENTION, NODE, PATH, TRACE, Table
+from ..core.tables import (
+    ATTENTION_SCORE,
+    EDGE,
+    INTERVENTION,
+    NODE,
+    PATH,
+    SUBGRAPH,
+    SUBGRAPH_NODE,
+    TRACE,
+    Table,
+)
 from .direct_effects import SourceColumns, source_columns
 from .node_names import node_name
 from .paths import FEATURE, HEAD, KINDS, Paths, SourceDecomposition
@@ -40,6 +52,8 @@ class TraceRows:
                 (PATH, list(self.paths())),
                 (INTERVENTION, list(self.interventions())),
                 (ATTENTION_SCORE, list(self.attention_scores())),
+                (SUBGRAPH, self.subgraphs()),
+                (SUBGRAPH_NODE, list(self.subgraph_nodes())),
             )
         }
 
@@ -160,6 +174,50 @@ class TraceRows:
         own = {f"{side}_{name}": row.get(name) for name in ("kind", "layer", "feature", "position")}
         return {f"{side}_source": self.source_name(source), **own}
 
+    def subgraphs(self) -> list[Row]:
+        """Returns the rows of the table `subgraph`, one per method."""
+        result = self.trace.subgraphs
+        if result is None:
+            return []
+        common = {
+            "share": result.config.share,
+            "errors": result.config.errors,
+            "untouched": result.untouched,
+            "none_kept": result.none,
+            "n_candidates": result.n_units,
+        }
+        return [
+            {
+                "method": each.method,
+                **common,
+                "n_units": len(each.unit),
+                "n_features": len(each.active),
+                "kept": _defined(each.kept),
+                "kept_frozen": _defined(each.kept_frozen),
+                "minimal": each.minimal,
+                "replacement_score": each.scores.replacement,
+                "completeness_score": each.scores.completeness,
+                "seconds": each.seconds,
+            }
+            for each in result.subgraphs
+        ]
+
+    def subgraph_nodes(self) -> Iterator[Row]:
+        """Yields the rows of the table `subgraph_node`."""
+        result = self.trace.subgraphs
+        for each in result.subgraphs if result is not None else ():
+            unit = each.unit_of_active.tolist()
+            for rank, active in enumerate(each.active.tolist()):
+                own = source_row(self.trace, active)
+                yield {
+                    "method": each.method,
+                    "rank": rank,
+                    "unit": unit[rank],
+                    "node": self.numbers.get(self._key(own)),
+                    "token": self.tokens[own["position"]],
+                    **{name: own[name] for name in ("layer", "feature", "position", "activation")},
+                }
+
     def _trace(self) -> Row:
         trace, scores = self.trace, self.trace.graph.scores
         return {
@@ -251,6 +309,10 @@ class TraceRows:
             index if name == "head" else None,
             position,
         )
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def source_row(trace: Trace, source: int) -> Row:

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..ablation.feature_edits import EditOutcome, apply_edits, make_edits
 from ..ablation.interventions import ablate_free, ablate_frozen, run_free
 from ..ablation.score_effects import ScoreDrops, SideAblation, ablate_sides
+from ..ablation.subgraph import SubgraphSearchResult, find_subgraphs
 from ..config.circuits import Circuits, FeatureChange, Prompt, parse_target
 from ..config.model_shape import positions_of
 from ..core.feature_labels import read_feature_labels
@@ -51,6 +52,8 @@ LONGER_PROMPTS = "shorten it, or set circuits.context (--context), up to the mod
 """What to do about a prompt that is too long."""
 MEASURED_SOURCES = 3
 """Number of sources per side of a head edge that are ablated."""
+Supernodes = Sequence[Sequence[int]]
+"""Indices of the features of each supernode, in `LinearizedModel.features`."""
 TOKENS_PER_LABEL = 3
 """Largest number of tokens in the text of a feature without a label."""
 
@@ -127,6 +130,8 @@ class Trace:
     """Lines that say how the prompt and the target were read, where a reader of their text may think otherwise."""
     attention: AttentionTrace | None = None
     """None if `Circuits.attention_pairs` is 0, or if the model's attention scores cannot be attributed."""
+    subgraphs: SubgraphSearchResult | None = None
+    """The smallest subgraphs. None if the config asks for no search."""
 
 
 class Tracer:
@@ -206,11 +211,16 @@ class Tracer:
 
     @torch.inference_mode()
     def trace(
-        self, prompt: Prompt, config: Circuits, report: Callable[[str], object] = lambda _: None
+        self,
+        prompt: Prompt,
+        config: Circuits,
+        report: Callable[[str], object] = lambda _: None,
+        groups: Callable[[LinearizedModel], Supernodes] = lambda _: (),
     ) -> Trace:
         """Trace one prompt: compute the attribution graph, the paths and the checks.
 
-        `report` is called with progress messages. Raises ValueError if the prompt cannot be tokenized, is too short or
+        `report` is called with progress messages. `groups` returns the supernodes of the search for the smallest
+        subgraph; by default there are none. Raises ValueError if the prompt cannot be tokenized, is too short or
         is too long. Also raises ValueError if the target does not exist.
         """
         report("running the prompt")
@@ -232,7 +242,7 @@ class Tracer:
         checks = self._check(model, roots, graph, prompt, config.ablated)
         limits = _limit_notes(model, graph, checks)
         notes = [*read.notes, *(answer.note for answer in answers if answer.note), *limits]
-        attention = None
+        attention = subgraphs = None
         if config.attention_pairs:
             report("explaining why its heads read what they read")
             try:
@@ -240,8 +250,22 @@ class Tracer:
             # the circuit itself needs no scores
             except ValueError as error:
                 notes.append(str(error))
+        if config.subgraph is not None:
+            report("searching for the smallest subgraph")
+            subgraphs = find_subgraphs(self.language_model, model, roots, config.subgraph, groups(model))
         return Trace(
-            prompt, self.run, model, roots, root_nodes, graph, paths, checks, seconds, tuple(notes), attention
+            prompt,
+            self.run,
+            model,
+            roots,
+            root_nodes,
+            graph,
+            paths,
+            checks,
+            seconds,
+            tuple(notes),
+            attention,
+            subgraphs,
         )
 
     def attention_of(self, trace: Trace, head: str, n: int) -> AttentionTrace:
@@ -468,6 +492,19 @@ def transcoder_runs(folder: Path) -> list[str]:
     table = Layout(folder).evaluation_table("run")
     order = read_table(table).column("run").to_pylist() if table.is_file() else []
     return sorted(found, key=lambda run: (order.index(run) if run in order else len(order), run))
+
+
+def label_groups(folder: Path, run: str, model: LinearizedModel) -> Supernodes:
+    """Returns supernodes by label: active features at one position whose best labels are equal. Features without a
+    label are in none."""
+    features = model.features
+    places = list(zip(features.layer.tolist(), features.feature.tolist(), strict=True))
+    labels = read_feature_labels(Layout(folder), run, set(places))
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index, (place, position) in enumerate(zip(places, features.position.tolist(), strict=True)):
+        if place in labels:
+            groups.setdefault((position, labels[place].text), []).append(index)
+    return list(groups.values())
 
 
 def most_traced_run(folder: Path) -> str | None:

@@ -238,6 +238,29 @@ class WeightsConfig(Section):
     rounding."""
 
 
+SubgraphMethod = Literal["influence", "total_effect", "greedy"]
+
+
+class SubgraphConfig(Section):
+    """Search for the smallest subgraph of each traced prompt: the fewest features that keep a share of the target when
+    all other features are ablated in the original model."""
+
+    share: Fraction = 0.8
+    """Share of the target that the subgraph must keep: (target with the subgraph alone - target with all features
+    ablated) / (target of the original model - target with all features ablated). It must also be at most 2 - `share`: a
+    few features that raise the target far above its value in the model do not explain it."""
+    errors: Literal["keep", "ablate"] = "keep"
+    """Whether the errors of the transcoders stay, or are set to zero as the other features are. Where no transcoder
+    replaces the MLP (BOS, position 0), its output stays."""
+    methods: Annotated[list[SubgraphMethod], Field(min_length=1)] = ["influence", "total_effect", "greedy"]
+    """How to search. `influence` and `total_effect` keep the features that come first in a ranking: by influence in the
+    graph of all active features, or by |effect on the target over all paths|. `greedy` removes the features whose loss
+    is smallest, in rounds."""
+    measured: PositiveInt = 128
+    """Largest number of features of which `greedy` measures each loss by an ablation. In larger sets, losses are
+    first-order estimates."""
+
+
 class BehaviourPrompt(Section):
     """A text, and a metric of the logits at the last position."""
 
@@ -336,6 +359,8 @@ class Circuits(Section):
     `attention_score` keeps. With 0, attention scores are not attributed."""
     seed: NonNegativeInt = 0
     """For the target `random`: seed of the choice of the feature."""
+    subgraph: SubgraphConfig | None = None
+    """Search for the smallest subgraph of each prompt. With null, there is no search."""
 
     @property
     def row_share(self) -> float:

@@ -16,8 +16,18 @@ RULE, FREQUENT, PLANTED = "rule", "frequent", "planted"
 CATALOG = "catalog.duckdb"
 LOGS, BENCHMARKS, CHECKSUMS = "logs", "benchmarks", "checksums"
 FEATURE_TABLES = ("feature", "histogram", "activation", "code", "example", "logit")
-TRACE_TABLES = ("trace", "node", "edge", "path", "intervention", "attention_score")
+TRACE_TABLES = (
+    "trace",
+    "node",
+    "edge",
+    "path",
+    "intervention",
+    "attention_score",
+    "subgraph",
+    "subgraph_node",
+)
 BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect")
+AGGREGATE_TABLES = ("aggregate_node", "aggregate_edge")
 COMPARED_TABLES = ("compared_run", "compared_prompt")
 WEIGHTS_TABLES = ("deembedding", "connection", "blind")
 
@@ -43,6 +53,7 @@ TABLE_FOLDERS = {
         "component",
         "planted",
         *COMPARED_TABLES,
+        *AGGREGATE_TABLES,
     ),
 }
 """Maps a glob pattern of folders, relative to results/STUDY, to the tables that the catalogue reads from these

@@ -19,6 +19,8 @@ BACKWARD = 3
 """A forward and a backward pass, in forward passes."""
 TRACE_PASSES = 6
 """Cost of linearizing a prompt and tracing one target, in forward passes."""
+COMMON_PASSES = 26
+"""Number of passes per prompt that measure the common circuit and the random sets of features beside it."""
 GRAPH_PASSES = 100
 """Cost of an attribution graph with its checks, in forward passes."""
 
@@ -72,8 +74,11 @@ def difference_load(case: DifferenceCase, features: int, shape: ModelShape) -> C
     search += 0 if few else top + (ROUNDS - 1) * top / 2
     test += 2 * case.subsets + measured
     passes = half * (search + test) + 6 * prompts
+    passes += COMMON_PASSES * prompts * (case.aggregated > 0)
     attributions = BACKWARD * half * (1 + (ROUNDS if few else 0))
     plain = case.traced * GRAPH_PASSES
+    if case.aggregated:
+        plain += prompts + TRACE_PASSES * min(case.aggregated, half)
     if case.compare:
         neurons = shape.layers * (shape.d_mlp + shape.heads)
         plain += half * (BACKWARD + 2 * 2 * _sizes(neurons, 1) + 2 * _sizes(neurons, 2))

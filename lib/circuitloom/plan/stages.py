@@ -345,7 +345,7 @@ def circuits(study: Study) -> Work:
         + embedded
         + TRACING_BYTES,
         read=dictionary * prompts,
-        files=7 * prompts,
+        files=9 * prompts,
     )
 
 

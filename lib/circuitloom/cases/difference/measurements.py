@@ -14,20 +14,16 @@ from ...ablation.circuits import (
     Components,
     attributed_worth,
     component_worth,
-    without_places,
 )
 from ...ablation.components import Basis
-from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank, size_grid
+from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
 from ...ablation.metrics import PromptMetric, make_prompt_metrics
+from ...ablation.set_search import SetSearch
 from ...config.cases.base import Slots, slots_of
 from ...config.circuits import BehaviourPrompt
 from ...corpus.prompt_text import read_prompt
 from ...corpus.tokenizer import Tokenizer
 from ..context import FINDING, TESTING, fill_templates
-
-MIN_PRUNED = 0.02
-"""Pruning stops after a round that removes at most this share of the circuit."""
-
 
 # Prompts
 
@@ -43,6 +39,8 @@ class DrawnPrompt:
     """`finding` or `testing`."""
     special_tokens: bool = False
     """That of the template."""
+    template: int = 0
+    """Number of the template."""
 
 
 def draw_prompts(
@@ -68,11 +66,11 @@ def draw_prompts(
         filled.append(list(texts.items())[:per_template])
     prompts: dict[str, DrawnPrompt] = {}
     for turn in range(per_template):
-        for template, own_texts in zip(templates, filled, strict=True):
+        for number, (template, own_texts) in enumerate(zip(templates, filled, strict=True)):
             if turn < len(own_texts):
                 text, target = own_texts[turn]
                 half = FINDING if turn < len(own_texts) // 2 else TESTING
-                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens))
+                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens, number))
     return list(prompts.values())
 
 
@@ -121,7 +119,7 @@ def choose_ranking(experiment: CircuitExperiment, prompts: Sequence[PromptMetric
     return min(rankings, key=lambda each: each.curve.needed(share) or len(experiment.basis))
 
 
-class CircuitSearch:
+class CircuitSearch(SetSearch):
     """Finds a small set of components that recovers a share of the behaviour on some prompts."""
 
     def __init__(
@@ -131,22 +129,19 @@ class CircuitSearch:
         self.experiment, self.prompts, self.measured = experiment, prompts, measured
         nothing = torch.empty(0, dtype=torch.int64)
         self.none = float(experiment.alone(prompts, [nothing]).mean())
-        """Mean metric with all components ablated."""
         self.untouched = float(experiment.without(prompts, [nothing]).mean())
-        """Mean metric of the untouched model."""
 
-    def shares(self, sets: Sequence[Components]) -> Float[Tensor, " set"]:
-        """Returns the share of the behaviour that each set of components recovers alone."""
-        return (self.experiment.alone(self.prompts, sets).mean(0) - self.none) / (self.untouched - self.none)
+    def alone(self, sets: Sequence[Components]) -> Float[Tensor, " set"]:
+        """Returns the mean metric when only the components of a set are kept."""
+        return self.experiment.alone(self.prompts, sets).mean(0)
 
-    def worth(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
-        """Returns the share of the behaviour that the circuit loses without the component circuit[place]. In a circuit
-        of more than `measured` components, this is a first-order estimate."""
-        if self.measured is not None and len(circuit) > self.measured:
-            loss = attributed_worth(self.experiment, self.prompts, circuit)[place]
-        else:
-            loss = component_worth(self.experiment, self.prompts, circuit, place).mean(0)
-        return loss / (self.untouched - self.none)
+    def measured_loss(self, circuit: Components, place: Int[Tensor, " place"]) -> Float[Tensor, " place"]:
+        """Returns the mean drop of the metric without circuit[place]."""
+        return component_worth(self.experiment, self.prompts, circuit, place).mean(0)
+
+    def estimated_loss(self, circuit: Components) -> Float[Tensor, " component"]:
+        """Returns the estimate of `attributed_worth`."""
+        return attributed_worth(self.experiment, self.prompts, circuit)
 
     def find(self, ranking: Ranking, share: float) -> Components:
         """Bisect for the fewest top-ranked components that recover `share` of the behaviour.
@@ -157,31 +152,8 @@ class CircuitSearch:
         needed = ranking.curve.needed(share)
         if needed is None or self.untouched <= self.none:
             return ranking.order[:0]
-        low, high = int(ranking.curve.n_kept[ranking.curve.n_kept < needed].max()), needed
-        while high - low > 1:
-            middle = (low + high) // 2
-            enough = self.shares([ranking.order[:middle]])[0] >= share
-            low, high = (low, middle) if enough else (middle, high)
-        return ranking.order[:high]
-
-    def prune(self, circuit: Components, share: float, least: float) -> Components:
-        """Remove components with a worth below `least` while the circuit still recovers `share`.
-
-        Each round removes as many components as possible, in ascending order of worth. Then the round measures the
-        worth of some remaining components again: the half with the lowest worth.
-        """
-        worth = self.worth(circuit, torch.arange(len(circuit)))
-        while n_useless := int((worth < least).sum()):
-            order, tried = worth.argsort(stable=True), size_grid(n_useless, per_octave=4)[1:]
-            enough = self.shares([without_places(circuit, order[:n]) for n in tried]) >= share
-            removed = max((n for n, ok in zip(tried, enough, strict=True) if ok), default=0)
-            kept = order[removed:].sort().values
-            circuit, worth = circuit[kept], worth[kept]
-            if removed <= MIN_PRUNED * len(circuit):
-                break
-            again = worth.argsort(stable=True)[: -(-len(circuit) // 2)]
-            worth[again] = self.worth(circuit, again)
-        return circuit
+        low = int(ranking.curve.n_kept[ranking.curve.n_kept < needed].max())
+        return self.bisect(ranking.order, low, needed, share)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Report of the case study of a logit difference: claims, text, tables and pictures."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,19 @@ from ...attribution.drawing import GraphDrawing, graph_figure
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...core.plotting import BLUE, GREEN, VERMILION, styled
-from ..case_report import CaseReport, number, outcome_rows
+from ..case_report import CaseReport, code_span, number, outcome_rows
 from ..claims import Bootstrap, Claim, Statistic, fraction_of, make_claim
 from ..context import FINDING, TESTING
 from .attention import AnswerAttention, attention_claims, attention_sentences
+from .common import (
+    COMMON_CONDITIONS,
+    CommonCircuit,
+    common_drawing,
+    dropped,
+    edge_rows,
+    node_rows,
+    testing_metric,
+)
 from .measurements import BasisCurve, CircuitMetrics, DrawnPrompt, FoundCircuit
 
 CONDITIONS = (
@@ -34,6 +44,8 @@ CONDITIONS = (
 """Values of the column `condition` in the table `outcome`."""
 MAX_NAMED = 10
 """Maximum number of components that the text names."""
+MAX_SHOWN = 5
+"""Maximum number of features of a template's common circuit that the text names."""
 COMPONENTS_SHOWN = 25
 """Maximum number of components in the picture."""
 Row = dict[str, Any]
@@ -57,6 +69,8 @@ class DifferenceResults:
     traces: Sequence[TraceRows]
     attention: AnswerAttention | None = None
     """Why a head reads the right token's place; None if it was not asked for."""
+    common: CommonCircuit | None = None
+    """Common circuits of the templates. None if no graphs are aggregated."""
 
 
 def make_report(results: DifferenceResults) -> CaseReport:
@@ -68,12 +82,13 @@ def make_report(results: DifferenceResults) -> CaseReport:
     if results.attention is not None:
         bounds = (case.attends, case.attention_share, case.attention_remaining)
         claims += attention_claims(results.attention, *bounds, bootstrap)
+    claims += list(_common_claims(results, bootstrap))
     by_name = {claim.name: claim for claim in claims}
     components = component_rows(results, bootstrap)
     pruned = (size, by_name["faithful"].value, by_name["necessary"].value)
     curves = {each.name: each.curve for each in results.curves}
     halves = Counter(prompt.half for prompt in results.drawn)
-    first = results.drawn[0]
+    first, common = results.drawn[0], results.common
     return CaseReport(
         case=results.name,
         title=f"{first.target} at the end of {first.text!r}",
@@ -84,9 +99,11 @@ def make_report(results: DifferenceResults) -> CaseReport:
         answer=_answer(results, components, by_name),
         claims=claims,
         tables={
-            "outcome": _outcome_rows(results),
+            "outcome": _outcome_rows(results) + _common_outcomes(results),
             "component": components,
             "faithfulness": [row for each in results.curves for row in _curve_rows(results, each)],
+            "aggregate_node": _aggregate_nodes(results),
+            "aggregate_edge": [] if common is None else list(edge_rows(results.name, common, case)),
         },
         figures={
             "curve": (
@@ -106,6 +123,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
                 "Pruned attribution graphs of finding prompts. Edges are direct effects between features, through any "
                 "number of heads.",
             ),
+            "common": _common_figure(results),
         },
         method=_method(results, components),
     )
@@ -187,6 +205,42 @@ def _fewer_claim(
         bootstrap,
         needed_ratio(n_features, n_neurons, case.share),
         relation="below",
+    )
+
+
+def _common_claims(results: DifferenceResults, bootstrap: Bootstrap) -> Iterator[Claim]:
+    """Yields the claims about the common circuits on the testing half, each prompt with that of its template."""
+    if results.common is None:
+        return
+    case, common = results.case, results.common
+    metric, rows = testing_metric(common, results.drawn)
+    none, alone, without, random = metric[:, :4].T
+    ends = [none, results.metric[rows, CONDITIONS.index("untouched")]]
+    sizes = sorted({len(each.circuit) for each in common.templates})
+    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    features = f"{size} features in at least {case.common:.0%} of the template's graphs"
+    statement = (
+        f"share of the difference that the common circuit ({features}) recovers alone, all heads intact"
+    )
+    yield make_claim(
+        "common_sufficient", statement, _rows([alone, *ends]), case.common_alone, bootstrap, recovered_share
+    )
+    statement = "share of the difference that remains without the common circuit, all heads intact"
+    yield make_claim(
+        "common_necessary", statement, _rows([without, *ends]), case.common_without, bootstrap, recovered_share,
+        relation="below",
+    )  # fmt: skip
+    statement = (
+        "share of the difference that the common circuit recovers alone, minus that of as many random active features "
+        "per layer"
+    )
+    yield make_claim(
+        "common_over_random",
+        statement,
+        _rows([alone - random, *ends]),
+        case.over_random,
+        bootstrap,
+        worth_share,
     )
 
 
@@ -295,7 +349,7 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
     )
     read = [f"How prompts and answers were read: {_listed(results.notes)}."] if results.notes else []
     if not len(circuit.top):
-        return [prompts, *read]
+        return [prompts, *_common_sentences(results), *read]
     own = [row for row in components if row["in_circuit"]]
     features = Counter(row["layer"] for row in own if row["kind"] == "feature")
     layers = ", ".join(f"{n} of layer {layer}" for layer, n in sorted(features.items()))
@@ -320,6 +374,7 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
             results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
         ),
         *(attention_sentences(results.attention) if results.attention is not None else ()),
+        *_common_sentences(results),
         *read,
     ]
     return [sentence for sentence in sentences if sentence]
@@ -378,6 +433,53 @@ def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) ->
     return " ".join(sentences)
 
 
+def _common_sentences(results: DifferenceResults) -> list[str]:
+    """Returns what the common circuits are, and what they and random features do on the testing half."""
+    common, case = results.common, results.case
+    if common is None:
+        return []
+    metric, rows = testing_metric(common, results.drawn)
+    if not rows:
+        return []
+    ends = [metric[:, 0], results.metric[rows, CONDITIONS.index("untouched")]]
+    measured = [
+        recovered_share(_rows([metric[:, i], *ends])[None])[0] for i in range(1, len(COMMON_CONDITIONS))
+    ]
+    shares = ["an unknown share" if math.isnan(share) else number(float(share)) for share in measured]
+    n_graphs = sum(each.graph.n_prompts for each in common.templates)
+    features = [node for each in common.templates for node in each.graph.nodes if node.node.kind == "feature"]
+    n_common = sum(len(each.circuit) for each in common.templates)
+    sentences = [
+        f"**Common circuit.** The attribution graphs of {n_graphs} finding prompts are aggregated per template "
+        f"({len(common.templates)}); nodes are matched by role, the place of the token in the template. "
+        f"{n_common} of the {len(features)} features at roles are in the graphs of at least {case.common:.0%} of the "
+        "template's prompts: they are the common circuits.",
+        f"On the testing half, all heads and errors intact, a template's common circuit alone recovers {shares[0]} of "
+        f"what the features add to the logit difference, and {shares[1]} remains without it. With as many random "
+        f"features per layer, which fire at their roles equally often, these are {shares[2]} and {shares[3]}. "
+        f"With the features of any finding prompt's graph, they are {shares[4]} and {shares[5]}.",
+    ]
+    for each in common.templates:
+        best = sorted(
+            (
+                node
+                for node in each.graph.nodes
+                if node.node.kind == "feature" and each.graph.share(node) >= case.common
+            ),
+            key=lambda node: -node.influence,
+        )[:MAX_SHOWN]
+        named = ", ".join(
+            f"{node.node.layer}/{node.node.feature} at {code_span(each.roles[node.node.role].strip() or ' ')}"
+            for node in best
+        )
+        sentences.append(
+            f"{code_span(each.text)}: {len(each.circuit)} common features{f', first {named}' if named else ''}."
+        )
+    if left := dropped(common, results.drawn):
+        sentences.append(f"Prompts of templates without a graph: {left.total()}.")
+    return sentences
+
+
 # Tables
 
 
@@ -424,6 +526,28 @@ def _outcome_rows(results: DifferenceResults) -> list[Row]:
     ]
 
 
+def _common_outcomes(results: DifferenceResults) -> list[Row]:
+    if results.common is None:
+        return []
+    prompts = [(i, prompt.text, prompt.half) for i, prompt in enumerate(results.drawn)]
+    return [
+        row
+        for condition, values in zip(COMMON_CONDITIONS, results.common.metric.T.tolist(), strict=True)
+        for row in outcome_rows(
+            results.name,
+            "logit difference",
+            condition,
+            prompts,
+            [None if math.isnan(v) else v for v in values],
+        )
+    ]
+
+
+def _aggregate_nodes(results: DifferenceResults) -> list[Row]:
+    common, run = results.common, results.circuit.experiment.basis.parts[0].run or ""
+    return [] if common is None else list(node_rows(results.name, run, common, results.case))
+
+
 def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
     names = {
         "behaviour": results.name,
@@ -435,6 +559,24 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 
 
 # Pictures
+
+
+def _common_figure(results: DifferenceResults) -> tuple[Figure, str]:
+    """Returns the picture of what is common to the graphs of the first templates, and its caption."""
+    common, case = results.common, results.case
+    if common is None:
+        figure = Figure(figsize=(5, 1))
+        figure.text(0.5, 0.5, "no graphs were aggregated", ha="center")
+        return figure, "No graphs were aggregated (`aggregated: 0`)."
+    run = results.circuit.experiment.basis.parts[0].run or ""
+    layers = results.circuit.experiment.model.layers
+    shown = common.templates[: case.traced]
+    return (
+        graph_figure([common_drawing(each, run, layers, case.common) for each in shown]),
+        f"Nodes and edges that are in the attribution graphs of at least {case.common:.0%} of a template's finding "
+        f"prompts, for {len(shown)} of {len(common.templates)} templates. A position is a role: a token, or a slot in "
+        "braces. Widths are mean effects.",
+    )
 
 
 @styled

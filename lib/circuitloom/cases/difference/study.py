@@ -25,6 +25,7 @@ from ...corpus.prompt_text import print_notes
 from ..case_report import CaseReport
 from ..context import FINDING, TESTING, CaseContext
 from .attention import measure_attention
+from .common import find_common
 from .measurements import (
     BasisCurve,
     CircuitMetrics,
@@ -50,7 +51,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
     testing = [prompts[i] for i in testing_rows]
     finding = [prompt for prompt, own in zip(prompts, drawn, strict=True) if own.half == FINDING]
     heads = head_basis(context.model)
-    with progress(f"cases: {name}", 4, "steps") as bar:
+    with progress(f"cases: {name}", 5, "steps") as bar:
         # 2. Find the circuit on the finding half
         basis = feature_basis(context.run, context.transcoders) + heads
         experiment = _experiment(context, basis, finding, case)
@@ -71,10 +72,15 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
         tracer = context.tracer()
         traces = _trace(tracer, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
-        # 6. Explain why a head reads the right token's place
+        # 6. Aggregate the graphs of the finding prompts, and ablate what they have in common on the testing half
+        common = find_common(context, case, drawn, prompts, circuit.experiment)
+        bar.update()
+        # 7. Explain why a head reads the right token's place
         attention = measure_attention(tracer, drawn) if case.attention else None
     return make_report(
-        DifferenceResults(name, case, drawn, notes, circuit, metric, metrics, curves, traces, attention)
+        DifferenceResults(
+            name, case, drawn, notes, circuit, metric, metrics, curves, traces, attention, common
+        )
     )
 
 

@@ -237,6 +237,55 @@ WHERE path.trace = of_trace
 GROUP BY path.path
 ORDER BY abs(arg_max(path.effect, path.step)) DESC, number;
 
+-- name: smallest_subgraph
+-- Features of the smallest subgraph that keeps the asked share of a trace's target, most important first.
+-- example: SELECT method, rank, label FROM smallest_subgraph($trace) LIMIT 5
+CREATE OR REPLACE MACRO smallest_subgraph(of_trace) AS TABLE
+WITH best AS (
+    SELECT method
+    FROM subgraph
+    WHERE trace = of_trace AND n_units > 0
+    ORDER BY n_units, n_features, method
+    LIMIT 1
+)
+
+SELECT
+    method,
+    rank,
+    node_label('feature', layer, feature, NULL, token, position) AS label,
+    layer,
+    feature,
+    position,
+    token,
+    activation,
+    unit,
+    node
+FROM subgraph_node
+SEMI JOIN best USING (method)
+WHERE trace = of_trace
+ORDER BY rank;
+
+-- name: common_circuit
+-- Nodes that the attribution graphs of a case study's prompts have in common, per template, most influential first.
+-- example: SELECT template, label, share, influence FROM common_circuit($case_study) LIMIT 5
+CREATE OR REPLACE MACRO common_circuit(of_case) AS TABLE
+SELECT
+    template,
+    CASE WHEN kind = 'root' THEN 'root' ELSE node_label(kind, layer, feature, NULL, token, role) END AS label,
+    kind,
+    run,
+    layer,
+    feature,
+    role,
+    token,
+    share,
+    influence,
+    activation,
+    node
+FROM aggregate_node
+WHERE behaviour = of_case AND is_common
+ORDER BY template, influence DESC, node;
+
 -- name: coactivation
 -- Features of the same run, in any layer, that share tokens with a feature. The largest overlap comes first.
 -- example: SELECT layer, feature, n_both, overlap, lift FROM coactivation($run, $layer, $feature) LIMIT 5

@@ -205,3 +205,60 @@ ATTENTION_SCORE = Table(
         "contribution": (FLOAT, "what passes through the head edge to the first root, over the greedy paths"),
     },
 )
+_METHOD = (STRING, "how it was found: influence, total_effect or greedy")
+SUBGRAPH = Table(
+    "subgraph",
+    "Smallest subgraphs of traced prompts: few features that keep a share of the target, all others ablated.",
+    ("trace", "method"),
+    {
+        "trace": TRACE_NAME,
+        "method": _METHOD,
+        "share": (FLOAT, "share of the target that was asked for"),
+        "errors": (STRING, "keep or ablate: whether errors stay or are set to zero"),
+        "untouched": (FLOAT, "target of the original model: values of the roots, weighted as in the graph"),
+        "none_kept": (FLOAT, "target with all features ablated"),
+        "n_candidates": (INT, "features, or supernodes, that can reach the target"),
+        "n_units": (
+            INT,
+            "features, or supernodes, of the subgraph; 0 if none was found, or if ablating all features does not "
+            "lower the target",
+        ),
+        "n_features": (INT, "features of the subgraph"),
+        "kept": (
+            FLOAT,
+            "share of the target that the subgraph alone keeps in the original model: (target - none_kept) / "
+            "(untouched - none_kept); null if undefined",
+        ),
+        "kept_frozen": (
+            FLOAT,
+            "the same share with attention patterns, norm denominators and the kept features held at their values",
+        ),
+        "minimal": (
+            pa.bool_(),
+            "whether it was measured that no single feature or supernode can be left out",
+        ),
+        "replacement_score": (FLOAT, "replacement score of the graph in which all other features are errors"),
+        "completeness_score": (FLOAT, "completeness score of this graph"),
+        "seconds": (FLOAT, "time of the search, seconds"),
+    },
+)
+SUBGRAPH_NODE = Table(
+    "subgraph_node",
+    "Features of the smallest subgraphs of traced prompts.",
+    ("trace", "method", "rank"),
+    {
+        "trace": TRACE_NAME,
+        "method": _METHOD,
+        "rank": (
+            pa.int32(),
+            "place, from 0: in the order of the ranking, or for greedy from the largest to the smallest loss",
+        ),
+        "unit": (pa.int32(), "place of its supernode, or of itself"),
+        "node": (_NODE[0], "its node in the table `node`; null if it is not there"),
+        "layer": LAYER,
+        "feature": FEATURE_INDEX,
+        "position": (pa.int32(), "position in the prompt"),
+        "token": (STRING, "token at the position"),
+        "activation": (FLOAT, "activation of the feature on the prompt"),
+    },
+)

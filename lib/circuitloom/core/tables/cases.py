@@ -242,3 +242,48 @@ COMPARED_PROMPT = Table(
         "drop_measured": (FLOAT, "measured drop of `root` if they are ablated freely in the model"),
     },
 )
+_TEMPLATE = (pa.int16(), "number of the template within the case study")
+_AGGREGATED = (pa.int32(), "number of the node within its template")
+AGGREGATE_NODE = Table(
+    "aggregate_node",
+    "Attribution graphs of a template's prompts as one graph: nodes, matched by role.",
+    ("behaviour", "template", "node"),
+    {
+        "behaviour": (STRING, "name of the case study"),
+        "template": _TEMPLATE,
+        "node": _AGGREGATED,
+        "text": (STRING, "the template"),
+        "kind": (STRING, "feature, error, embedding or root"),
+        "run": (STRING, "run of transcoders of a feature or error; null for other kinds"),
+        "layer": (LAYER[0], "block of a feature or error; null for other kinds"),
+        "feature": (FEATURE_INDEX[0], "feature index; null for other kinds"),
+        "role": (pa.int32(), "place of the token among all tokens of the template's prompts, from 0"),
+        "token": (STRING, "token of the role; the slot in braces if it differs between prompts"),
+        "n_prompts": (INT, "number of prompts whose graphs have the node"),
+        "share": (FLOAT, "share of the aggregated prompts whose graphs have the node"),
+        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study"),
+        "influence": (FLOAT, "mean influence on the root over all prompts; 0 where a graph lacks the node"),
+        "activation": (
+            FLOAT,
+            "mean activation of a feature over the prompts whose graphs have it; null for other kinds",
+        ),
+    },
+)
+AGGREGATE_EDGE = Table(
+    "aggregate_edge",
+    "Attribution graphs of a template's prompts as one graph: edges. Effects are over the prompts with the edge.",
+    ("behaviour", "template", "source", "target"),
+    {
+        "behaviour": (STRING, "name of the case study"),
+        "template": _TEMPLATE,
+        "source": (_AGGREGATED[0], "source node"),
+        "target": (_AGGREGATED[0], "target node"),
+        "n_prompts": (INT, "number of prompts whose graphs have the edge"),
+        "share": (FLOAT, "share of the aggregated prompts whose graphs have the edge"),
+        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study"),
+        "effect": (FLOAT, "mean direct effect"),
+        "effect_deviation": (FLOAT, "standard deviation of the effect over prompts; null for one prompt"),
+        "effect_low": (FLOAT, "lower end of the 95 % interval of the mean effect; null for one prompt"),
+        "effect_high": (FLOAT, "upper end of this interval"),
+    },
+)
