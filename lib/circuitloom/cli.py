@@ -159,7 +159,7 @@ def _trace(arguments: argparse.Namespace) -> None:
         raise ValueError(one_line(section, error, "")) from None
     folder = Layout.of(arguments.study).root
     tracer = open_tracer(folder, arguments.run)
-    trace = tracer.trace(prompt, config)
+    trace = tracer.trace(prompt, config.model_copy(update={"attention_pairs": 0}))
     labels = feature_labels(folder, trace.run, path_features(trace.paths))
     rows, console = TraceRows(trace, "trace", tracer.strings), Console()
     print_trace(trace, rows, labels, console)
