@@ -201,10 +201,12 @@ def _trace(arguments: argparse.Namespace) -> None:
         raise ValueError(one_line(section, error, "")) from None
     folder = Layout.of(arguments.study).root
     tracer = open_tracer(folder, arguments.run, context=config.context)
+    # scores are attributed below, for the heads that are asked for
+    shown = config.model_copy(update={"attention_pairs": 0})
     if arguments.supernodes:
-        trace = tracer.trace(prompt, config, groups=lambda model: label_groups(folder, tracer.run, model))
+        trace = tracer.trace(prompt, shown, groups=lambda model: label_groups(folder, tracer.run, model))
     else:
-        trace = tracer.trace(prompt, config)
+        trace = tracer.trace(prompt, shown)
     labels = feature_labels(folder, trace.run, path_features(trace.paths) | subgraph_features(trace))
     rows, console = TraceRows(trace, "trace", tracer.strings), Console()
     print_trace(trace, rows, labels, console)

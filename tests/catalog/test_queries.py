@@ -187,10 +187,11 @@ def test_head_edges_and_why_they_attend_are_in_order(client, tables, trace: str)
         assert [(row["kind"], row["query_source"], row["key_source"], row["effect"]) for row in found] == [
             (row["kind"], row["query_source"], row["key_source"], row["effect"]) for row in own
         ]
-        asked = client.sql(f"FROM why_attended('{trace}', {layer}, {head}, {query}, {key})").fetchall()
-        assert [row[1] for row in asked] == [row["kind"] for row in own]
-        assert [row[4] for row in asked] == [row["effect"] for row in own]
-    every = client.sql(f"SELECT effect FROM why_attended('{trace}', NULL, NULL, NULL, NULL)").fetchall()
+        asked = client.run(f"FROM why_attended('{trace}', {layer}, {head}, {query}, {key})").rows
+        assert [(row["kind"], row["effect"]) for row in asked] == [
+            (row["kind"], row["effect"]) for row in own
+        ]
+    every = client.run(f"FROM why_attended('{trace}', NULL, NULL, NULL, NULL)").rows
     assert len(every) == len(rows)
 
 

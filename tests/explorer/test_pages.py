@@ -202,7 +202,7 @@ def test_a_head_edge_opens_the_pairs_of_its_score(visit) -> None:
     # the edge that passes most to the root is open
     assert "Head 0.1 at" in text and "+1.25" in text and "Sources of the key alone" in text
     visit.page.get_by_role("link", name="1.1", exact=True).click()
-    visit.page.wait_for_function("document.querySelector('#page').innerText.includes('Head 1.1 at')")
+    visit.page.locator("p", has_text="Head 1.1 at").wait_for()
     assert parameters(visit)["head"] == "1.1.11.3"
     assert "+2.25" in visit.text()
     visit.screenshot("made-up-head-edge")

@@ -242,7 +242,7 @@ class PromptService:
         except ValidationError as error:
             raise ValueError(one_line(Prompt, error, "")) from None
         tracer = self._tracer(run, progress)
-        trace = tracer.trace(config, Circuits(), progress)
+        trace = tracer.trace(config, Circuits(attention_pairs=0), progress)
         progress("collecting nodes, edges and paths")
         rows = TraceRows(trace, "prompt", tracer.strings)
         ((row,), nodes, edges) = (rows.tables()[name][1] for name in ("trace", "node", "edge"))

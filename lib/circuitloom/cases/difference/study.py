@@ -166,7 +166,8 @@ def draw_places(size: int, measured: int | None, seed: int) -> Int[Tensor, " pla
 def _trace(tracer: Tracer, prompts: Sequence[DrawnPrompt]) -> list[TraceRows]:
     traces = [
         tracer.trace(
-            Prompt(text=each.text, special_tokens=each.special_tokens, target=each.target), Circuits()
+            Prompt(text=each.text, special_tokens=each.special_tokens, target=each.target),
+            Circuits(attention_pairs=0),
         )
         for each in prompts
     ]
