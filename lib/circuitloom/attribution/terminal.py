@@ -197,7 +197,7 @@ def _subgraphs(rows: TraceRows, result: SubgraphSearchResult, labels: FeatureLab
     yield f"{title}; errors: {result.config.errors}; nodes that can reach it: {result.n_units})"
     table = Table(
         "method", "nodes", "features", "kept", "frozen", "replacement", "completeness", "seconds",
-        box=None, header_style="dim",
+        box=None, header_style="dim", padding=(0, 1, 0, 0),
     )  # fmt: skip
     for each in result.subgraphs:
         numbers = (each.kept, each.kept_frozen, each.scores.replacement, each.scores.completeness)
