@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.attribution.inputs import load_tiny, make_linearized
+from tests.attribution.inputs import load_tiny, make_dictionaries, make_linearized
 from tests.models import ARCHITECTURES, VOCABULARY
 
-from circuitloom.ablation.feature_edits import apply_edits, dense_activations, make_edits
+from circuitloom.ablation.feature_edits import apply_edits, dense_activations, make_edits, place_edits
 from circuitloom.attribution.direct_effects import direct_effects, logit_targets
 from circuitloom.attribution.linearized_model import LinearizedModel
 from circuitloom.config.circuits import FeatureChange
@@ -130,3 +130,17 @@ def test_an_unknown_feature_or_position_is_refused(place, message, tmp_path):
     local = make_linearized(load_tiny("gpt2", tmp_path))
     with pytest.raises(ValueError, match=message):
         make_edits(local, FeatureChange(kind="ablate", features=[place]))
+
+
+def test_edits_of_the_same_feature_apply_one_after_the_other():
+    at, dictionaries = torch.ones(4, dtype=torch.bool), make_dictionaries(None)
+    first, second = (
+        place_edits(dictionaries, FeatureChange(kind=kind, features=features, strength=3.0), at, int)[1]
+        for kind, features in (("add", ["1/3", "1/5@2"]), ("scale", ["1/5", "1/9@1"]))
+    )
+    z = torch.rand(4, 40, generator=torch.Generator().manual_seed(0))
+    both = first.then(second)
+    assert both.feature.tolist() == [3, 5, 9]
+    torch.testing.assert_close(both(z), second(first(z)))
+    torch.testing.assert_close(both(z)[2, 5], 3 * (z[2, 5] + 3))
+    assert not torch.allclose(both(z), first(second(z)))
