@@ -68,7 +68,7 @@ def print_attention(
             pairs.add_row(*names, f"{effect:+.3f}")
         console.print(pairs, highlight=False)
         for side, effects in (("query", each.query), ("key", each.key)):
-            console.print(_side_table(attention, each, side, effects, rows, labels), highlight=False)
+            console.print(_side_table(attention, each, side, effects, rows), highlight=False)
     console.print(f"explained in {attention.seconds:.2f} s", highlight=False)
 
 
@@ -78,7 +78,6 @@ def _side_table(
     side: str,
     effects: SideEffects,
     rows: TraceRows,
-    labels: FeatureLabels,
 ) -> Table:
     """Returns a table of the sources of one side of a head edge."""
     measured = {ablation: i for i, ablation in enumerate(attention.checks.ablations)}
@@ -87,6 +86,7 @@ def _side_table(
         f"{side}'s source", "adds", "less the mean", "frozen", "free", "attention, free", "target, free",
         box=None, header_style="dim",
     )  # fmt: skip
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for source, effect, plain in zip(
@@ -97,7 +97,7 @@ def _side_table(
         if i is not None:
             found = (drops.frozen[i], drops.free[i], drops.pattern[i], drops.targets[i, 0])
         values = [f"{float(value):+.3f}" for value in (effect, plain, *found)]
-        table.add_row(_source_text(rows, labels, source), *values)
+        table.add_row(escape(rows.source_name(source)), *values)
     return table
 
 
