@@ -7,7 +7,7 @@ import torch
 from tests.attribution.inputs import load_tiny, make_linearized
 from tests.models import VOCABULARY
 
-from circuitloom.ablation.feature_edits import apply_edits, make_edits
+from circuitloom.ablation.feature_edits import FeatureEdit, apply_edits, make_edits
 from circuitloom.ablation.feature_sets import (
     FeaturePlaces,
     free_values,
@@ -123,14 +123,12 @@ def test_means_replace_ablated_features(case):
     listed = set(zip(*columns, strict=True))
 
     def change(layer):
-        def edit(z):
-            new = means[layer].expand_as(z).clone()
-            for own, position, feature in listed:
-                if own == layer:
-                    new[position, feature] = z[position, feature]
-            return new
-
-        return edit
+        shape = (len(local.captured), local.dictionaries[layer].width)
+        factor, offset = torch.zeros(shape, dtype=torch.float64), means[layer].expand(shape).clone()
+        for own, position, feature in listed:
+            if own == layer:
+                factor[position, feature], offset[position, feature] = 1.0, 0.0
+        return FeatureEdit(torch.arange(shape[1]), factor, offset)
 
     outcome = apply_edits(
         model, local, {layer: change(layer) for layer in local.dictionaries}, [roots.targets]

@@ -376,7 +376,7 @@ def test_tables_hold_every_prompt_condition_and_size(report, tmp_path):
     write_report(report, tmp_path)
     outcome = read_table(tmp_path / "outcome.parquet").to_pylist()
     conditions = {row["condition"] for row in outcome}
-    assert len(outcome) == 12 * len(conditions) == 12 * 6
+    assert len(outcome) == 12 * len(conditions) == 12 * 13
     by_key = {(row["prompt"], row["condition"]): row["value"] for row in outcome}
     for prompt in range(12):
         assert by_key[prompt, "untouched"] > by_key[prompt, "nothing kept"]

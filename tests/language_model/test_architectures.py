@@ -81,10 +81,11 @@ def test_captured_sites_are_the_model_s_own(name: str, tiny) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exact_attribution_adds_up(name: str, tiny) -> None:
     model = tiny(name)
-    # in float32, random weights lose up to 2e-4 by rounding (EXAONE 4); many norms compute in float32 all the same
+    # in float32, random weights lose up to 2e-4 by rounding (EXAONE 4); many norms compute in float32 all the same, and
+    # lose up to 3e-5 (Gemma 3, depending on the processor)
     double = LanguageModel(deepcopy(model.module).double(), model.anatomy)
     full, one = largest_errors(linearize(double, "skip transcoder"))
-    assert full < 2e-5 and one < 2e-5
+    assert full < 1e-4 and one < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,7 +47,8 @@ def test_every_table_has_its_schema_and_rows(finished) -> None:
         # features of layer 0 have no earlier features to be connected with
         first_layer = file.parts[-2:] == ("layer0", "connection.parquet")
         # generated text has nothing to leave out
-        assert table.num_rows > 0 or first_layer or file.stem == "notice", file
+        # no few features keep the target of a model that was hardly trained
+        assert table.num_rows > 0 or first_layer or file.stem in ("notice", "subgraph_node"), file
 
 
 def test_every_run_is_scored_at_each_layer_and_at_all_layers_at_once(finished) -> None:
@@ -68,7 +69,7 @@ def test_no_unfinished_work_remains(finished) -> None:
 def test_all_pictures_are_png_files(finished) -> None:
     pictures = ["evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"]
     pictures += [str(file.relative_to(finished.results)) for file in finished.results.glob("cases/*/*.png")]
-    assert len(pictures) == 3 + 2 + 3 + 3 + 2
+    assert len(pictures) == 3 + 2 + 3 + 4 + 2
     for picture in pictures:
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

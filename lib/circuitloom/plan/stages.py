@@ -6,7 +6,7 @@ from ..activations.cache import MOST_SEQUENCES
 from ..config import Study
 from ..config.corpus import HubDataset as HubCorpus
 from ..config.language_model import HubModel, Pretrain
-from ..core.layout import NEURONS
+from ..core.layout import NEURONS, TRACE_TABLES
 from ..evaluation.replacement import ENCODE_ELEMENTS
 from ..evaluation.scoring import HIDDEN_BYTES
 from ..features.external_sort import BLOCK_POSITIONS, ENCODE_BATCH
@@ -345,7 +345,7 @@ def circuits(study: Study) -> Work:
         + embedded
         + TRACING_BYTES,
         read=dictionary * prompts,
-        files=9 * prompts,
+        files=(len(TRACE_TABLES) + 2) * prompts,
     )
 
 

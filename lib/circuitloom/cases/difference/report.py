@@ -561,6 +561,7 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 # Pictures
 
 
+@styled
 def _common_figure(results: DifferenceResults) -> tuple[Figure, str]:
     """Returns the picture of what is common to the graphs of the first templates, and its caption."""
     common, case = results.common, results.case
