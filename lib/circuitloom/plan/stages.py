@@ -62,6 +62,9 @@ LABEL_BYTES = 250
 """Bytes on disk per labelled feature."""
 LABEL_SECONDS, LABEL_FIRING_SECONDS = 8e-3, 1e-7
 """Seconds of labelling per feature and per activation, of one core."""
+SAID_SHARE, SAID_TOKENS = 0.14, 400
+"""Share of labels that name next tokens, and number of tokens that run through the model for the output score of each:
+four contexts of about 50, twice."""
 DRAWING_SECONDS = 1.0
 """Seconds of drawing a circuit."""
 HEAD_BLOCKS = 4
@@ -391,7 +394,8 @@ def cases(study: Study, held_out: float) -> Work:
 def labels(study: Study, held_out: float) -> Work:
     """Returns the work of labelling features and of drawing circuits with labels.
 
-    Each run has a job, which takes the layers one after the other. One job draws all circuits.
+    Each run has a job, which takes the layers one after the other. One job, or one per layer, scores in the model what
+    labels say about next tokens, and one draws all circuits.
     """
     shape, layers = study.shape, len(study.layers)
     tokens = min(study.features.tokens or held_out, held_out)
@@ -408,13 +412,14 @@ def labels(study: Study, held_out: float) -> Work:
         disk=features * LABEL_BYTES,
         memory=memory,
         jobs=max(1, len(widths)),
-        starts=len(widths) + bool(study.circuits.prompts),
+        starts=len(widths) + bool(widths) * (1 if study.grouped else layers) + bool(study.circuits.prompts),
+        operations=SAID_SHARE * features * SAID_TOKENS * forward(study, study.shape.layers),
         host_memory=memory,
         fixed_seconds=features * LABEL_SECONDS
         + fired * LABEL_FIRING_SECONDS
         + DRAWING_SECONDS * len(study.circuits.prompts),
         read=fired * ACTIVATION_BYTES,
-        files=layers * len(widths),
+        files=2 * layers * len(widths),
     )
 
 
