@@ -41,14 +41,15 @@ def test_every_table_has_its_schema_and_rows(finished) -> None:
         "compared_run",
         "compared_prompt",
     }
+    # generated text has nothing to leave out; of a model that was hardly trained, no few features keep the target, and
+    # labels of some layers name no next token
+    maybe_empty = {"notice", "subgraph_node", "label_output"}
     for file in files:
         table = read_table(file)
         assert table.schema.equals(TABLE_OF[file.stem].schema), file
         # features of layer 0 have no earlier features to be connected with
         first_layer = file.parts[-2:] == ("layer0", "connection.parquet")
-        # generated text has nothing to leave out
-        # no few features keep the target of a model that was hardly trained
-        assert table.num_rows > 0 or first_layer or file.stem in ("notice", "subgraph_node"), file
+        assert table.num_rows > 0 or first_layer or file.stem in maybe_empty, file
 
 
 def test_every_run_is_scored_at_each_layer_and_at_all_layers_at_once(finished) -> None:
