@@ -98,8 +98,14 @@ def test_the_terminal_shows_both_texts_and_the_kl_of_each_token(generate, projec
     [
         ([PROMPT], "no feature is edited; give --set, --ablate, --scale or --add"),
         ([PROMPT, "--set", "0/3"], "set '0/3' cannot be read; write set LAYER/NUMBER=VALUE"),
-        ([PROMPT, "--set", "x:0/3=1", "--tokens", "5"], "has no run x; choose from clt, sae, tc"),
-        ([PROMPT, "--set", "0/3=1", "--run", "x", "--tokens", "5"], "has no run x; choose from clt, sae, tc"),
+        (
+            [PROMPT, "--set", "x:0/3=1", "--tokens", "5"],
+            "has no dictionaries of a run x; choose from clt, sae, tc",
+        ),
+        (
+            [PROMPT, "--set", "0/3=1", "--run", "x", "--tokens", "5"],
+            "has no dictionaries of a run x; choose from clt, sae, tc",
+        ),
         ([PROMPT, "--set", "5/3=1", "--tokens", "5"], "layer 5 has no dictionary; choose from 0, 1, 2"),
         ([PROMPT, "--set", "0/3=1", "--tokens", "90"], "context is 32; ask for at most 27"),
         ([PROMPT, "--set", "0/3=1", "--study", "nowhere"], "there is no study nowhere"),

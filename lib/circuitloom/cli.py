@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "--attention",
         metavar="LAYER.HEAD[@QUERY,KEY]",
         help="also print why a head reads position KEY from position QUERY: pairs of sources of its attention score; "
-        "without positions, for the circuit's edges of this head, or what it reads most from the last position",
+        "without positions, for the circuit's edges of this head, or what it reads most from the last position; "
+        "negative positions count from the end",
     )
     trace.add_argument(
         "--smallest",
@@ -180,6 +181,8 @@ def _trace(arguments: argparse.Namespace) -> None:
     from .config.circuits import Circuits, Prompt, SubgraphConfig
     from .config.messages import one_line
 
+    if not arguments.prompt.strip():
+        raise ValueError("the prompt is empty; give it at least one word")
     section: type[Prompt] | type[Circuits] | type[SubgraphConfig] = Prompt
     try:
         prompt = Prompt(
@@ -201,6 +204,9 @@ def _trace(arguments: argparse.Namespace) -> None:
         raise ValueError(one_line(section, error, "")) from None
     folder = Layout.of(arguments.study).root
     tracer = open_tracer(folder, arguments.run, context=config.context)
+    if arguments.attention is not None:
+        # a mistake is reported before the prompt is traced
+        tracer.read_head(arguments.attention)
     # scores are attributed below, for the heads that are asked for
     shown = config.model_copy(update={"attention_pairs": 0})
     if arguments.supernodes:

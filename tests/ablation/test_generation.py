@@ -310,7 +310,7 @@ def test_a_model_without_a_cache_that_works_runs_the_complete_text(tmp_path):
             "set 1/3@11=9",
             4,
             "all",
-            "position 11 is outside the text of 8 tokens and 4 more; choose 0 to 10",
+            "position 11 is outside the text of 8 tokens and 4 more; choose 1 to 10",
         ),
         (TEXT, "set 1/3=9", 4, "0", "position 0 has '<bos>': features are edited neither at the first"),
         (TEXT, "set 1/3=9", 4, "first", "'first' names no positions; write all, prompt, generated"),

@@ -89,6 +89,29 @@ def test_the_terminal_shows_a_head_s_pairs_and_sources(traced) -> None:
     assert f"{float(best.effect[0]):+.3f}" in text and rows.source_name(int(best.query_source[0])) in text
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("1/0", "is no head; write LAYER.HEAD"),
+        ("9.0", "layer 9 does not exist"),
+        ("0.9", "head 9 does not exist"),
+    ],
+)
+def test_a_head_that_does_not_exist_is_refused_before_a_prompt_is_traced(traced, head, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        traced[0].read_head(head)
+
+
+def test_pairs_that_are_shown_and_all_others_sum_to_the_score(traced) -> None:
+    tracer, trace, rows = traced
+    attention = tracer.attention_of(trace, "1.2@-1,4", 3)
+    console = Console(record=True, width=160)
+    print_attention(attention, rows, {}, console)
+    [line] = [line for line in console.export_text().splitlines() if "all other pairs" in line]
+    [edge] = attention.edges
+    assert float(line.split()[-1]) == pytest.approx(edge.score - float(edge.pairs.effect.sum()), abs=1e-3)
+
+
 def test_without_positions_the_edges_are_those_of_the_circuit(traced) -> None:
     tracer, trace, _ = traced
     edges = head_edges(trace.paths)

@@ -211,7 +211,7 @@ class TextGenerator:
             if not 0 <= place < length - 1:
                 raise ValueError(
                     f"position {position} is outside the text of {len(prompt)} tokens and {length - len(prompt)} more; "
-                    f"choose 0 to {length - 2}"
+                    f"choose 1 to {length - 2}"
                 )
             if not editable[place]:
                 raise ValueError(
@@ -254,6 +254,11 @@ class TextGenerator:
                 new = [choose(logits)]
                 chosen += new
                 if not logits[new[0]].isfinite():
+                    if hooks is not None:
+                        raise ValueError(
+                            f"with these edits, a next-token logit is not finite in {self.language_model.dtype}; use "
+                            "smaller values"
+                        )
                     self.language_model.check_finite(logits, "a next-token logit")
         seconds = time.perf_counter() - started
         ended = chosen[-1] in self.ends

@@ -59,17 +59,29 @@ def print_attention(
         console.print(
             f"[bold]head {edge.layer}.{edge.head} at {query} reads {key}[/bold]: score {each.score:+.3f}, mean over "
             f"the keys {each.plain_mean_score:+.3f} (weighted by the pattern {each.mean_score:+.3f}); attention "
-            f"{each.pattern:.3f}; passes {each.contribution:+.3f} to the target",
+            f"{each.pattern:.3f}; {_passed(each)}",
             highlight=False,
         )
         pairs = Table("query's source", "key's source", "adds", box=None, header_style="dim")
         for query_source, key_source, effect in zip(*(column.tolist() for column in each.pairs), strict=True):
             names = (_source_text(rows, labels, source) for source in (query_source, key_source))
             pairs.add_row(*names, f"{effect:+.3f}")
+        rest = each.score - float(each.pairs.effect.sum())
+        pairs.add_row("all other pairs", "", f"{rest:+.3f}")
         console.print(pairs, highlight=False)
         for side, effects in (("query", each.query), ("key", each.key)):
             console.print(_side_table(attention, each, side, effects, rows), highlight=False)
-    console.print(f"explained in {attention.seconds:.2f} s", highlight=False)
+    console.print(
+        "lost: what goes if the source is removed from this side alone; frozen: all else held, free: nothing held\n"
+        f"explained in {attention.seconds:.2f} s",
+        highlight=False,
+    )
+
+
+def _passed(each: EdgeAttention) -> str:
+    if not each.contribution:
+        return "no greedy path of the circuit goes through it"
+    return f"passes {each.contribution:+.3f} to the target along the greedy paths"
 
 
 def _side_table(
@@ -83,7 +95,7 @@ def _side_table(
     measured = {ablation: i for i, ablation in enumerate(attention.checks.ablations)}
     drops = attention.checks.drops
     table = Table(
-        f"{side}'s source", "adds", "less the mean", "frozen", "free", "attention, free", "target, free",
+        f"{side}'s source", "adds", "less the mean", "lost, frozen", "lost, free", "attention lost", "target lost",
         box=None, header_style="dim",
     )  # fmt: skip
     table.columns[0].no_wrap = True

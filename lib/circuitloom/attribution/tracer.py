@@ -268,6 +268,16 @@ class Tracer:
             subgraphs,
         )
 
+    def read_head(self, head: str) -> tuple[int, int, int | None, int | None]:
+        """Returns `parse_head` of a head of this model. Raises ValueError if `head` has another form, or if the model
+        has no such layer or head."""
+        layer, number, query, key = parse_head(head)
+        anatomy = self.language_model.anatomy
+        for name, value, count in (("layer", layer, anatomy.layers), ("head", number, anatomy.heads)):
+            if value >= count:
+                raise ValueError(f"{name} {value} does not exist; choose 0 to {count - 1}")
+        return layer, number, query, key
+
     def attention_of(self, trace: Trace, head: str, n: int) -> AttentionTrace:
         """Returns why a head reads what it reads in a trace, with the `n` strongest pairs and sources of each edge.
 
@@ -275,7 +285,7 @@ class Tracer:
         none, the edge is the key that the head reads most from the last position. Raises ValueError if `head` has
         another form, or if the score cannot be attributed.
         """
-        layer, number, query, key = parse_head(head)
+        layer, number, query, key = self.read_head(head)
         edges = {
             edge: contribution
             for edge, contribution in head_edges(trace.paths).items()

@@ -369,7 +369,7 @@ def load_run(
     known = run_names(results)
     if run not in known:
         listed = ", ".join(known) or "none: run `snakemake dictionaries`"
-        raise ValueError(f"{results} has no run {run}; choose from {listed}")
+        raise ValueError(f"{results} has no dictionaries of a run {run}; choose from {listed}")
     layers = sorted((Layout(results).dictionaries / run).glob("layer*"))
     return load_layers((layer for layer in layers if (layer / CONFIG).is_file()), device, mapped=mapped)
 
