@@ -11,7 +11,7 @@ from tests.attribution.inputs import load_tiny, make_dictionaries
 from tests.models import CONTEXT, D_MODEL
 
 from circuitloom.attribution.tracer import Tracer
-from circuitloom.config.circuits import Circuits, FeatureChange, Prompt
+from circuitloom.config.circuits import Circuits, FeatureChange, Prompt, SubgraphConfig
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries import dictionary as dictionaries
 from circuitloom.dictionaries.cross_layer import (
@@ -120,6 +120,23 @@ def test_a_trace_through_mapped_dictionaries_reads_no_decoder_row_of_a_silent_fe
 def make_tracer(folder: Path, layers: dict[int, LayerDictionary]) -> Tracer:
     model = load_tiny("llama", folder)
     return Tracer(model, load_tokenizer(str(folder / "llama")), "tc", layers, CONTEXT)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "skip cross-layer"])
+def test_sets_of_features_of_mapped_dictionaries_are_ablated_as_those_of_loaded_ones(kind, tmp_path):
+    folders = saved(tmp_path, kind, to_bfloat16)
+    config = Circuits(subgraph=SubgraphConfig(methods=["total_effect"]))
+    plain, found = (
+        make_tracer(tmp_path, load_layers(folders, mapped=mapped)).trace(
+            Prompt(text=TEXT, target="logit w17"), config
+        )
+        for mapped in (False, True)
+    )
+    assert all(each.file is not None for each in found.model.dictionaries.values())
+    assert found.subgraphs is not None and plain.subgraphs is not None
+    assert found.subgraphs.n_units == plain.subgraphs.n_units > 0
+    assert found.subgraphs.none == pytest.approx(plain.subgraphs.none, abs=1e-4)
+    assert abs(found.subgraphs.none - found.subgraphs.untouched) > 1e-3
 
 
 def test_feature_tables_and_scores_read_no_decoder_row_of_a_silent_feature(tmp_path):

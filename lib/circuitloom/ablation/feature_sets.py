@@ -73,7 +73,7 @@ def set_edits(
 
         def read(x: Tensor) -> SourceEdit:
             number, position = model.replaced.expand(len(x), -1).nonzero(as_tuple=True)
-            rows = x[number, position].to(dictionary.W_enc.dtype)
+            rows = x[number, position].to(dictionary.dtype)
             token, feature, value = dictionary.encode_sparse(rows)
             factor = torch.full_like(value, other)
             if len(key):
