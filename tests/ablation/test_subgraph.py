@@ -242,3 +242,22 @@ def test_greedy_elimination_finds_a_pair_of_two_and_stops_when_all_are_needed():
         best = min(len(own) for own in sets if play(own) >= 0.9 * every)
         assert len(result.kept) == best == 3 and {0, 7} < set(result.kept.tolist())
         assert result.minimal and sorted([*result.kept.tolist(), *result.removed.tolist()]) == list(range(10))
+
+
+def test_a_set_that_overshoots_the_target_is_not_enough():
+    shares = torch.tensor([-1.0, 0.79, 0.8, 1.0, 1.2, 1.21, 16.8], dtype=torch.float64)
+    found = SubgraphSearch.enough(object.__new__(SubgraphSearch), shares, 0.8)
+    assert found.tolist() == [False, False, True, True, True, False, False]
+
+
+def test_if_the_smallest_losses_cannot_go_the_removal_that_comes_nearest_to_the_model_does():
+    class Bounded(AddingSearch):
+        def enough(self, shares, share):
+            return (shares >= share) & (shares <= 2 - share)
+
+    # the first five keep 1.19 of the target; without the fourth, or the fourth and the fifth, they keep too much;
+    # without the second they keep 1.16, and without the third 1
+    worth = [10.15, 0.3, 1.9, -0.2, -0.25, -1.9]
+    search = Bounded(lambda s: sum(worth[i] for i in s), 6)
+    result = search.eliminate(torch.arange(5), 0.8)
+    assert result.removed[0] == 2

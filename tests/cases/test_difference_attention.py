@@ -105,6 +105,21 @@ def test_a_head_that_reads_a_kind_of_token_does_not_need_the_token_before(tmp_pa
     assert not any(claims[name].holds for name in others)
 
 
+@pytest.mark.parametrize("matches", [True, False])
+def test_the_lead_is_the_score_less_the_mean_of_the_other_keys_but_the_first(matches, tmp_path):
+    attention = measure(tmp_path, matches)
+    assert attention is not None
+    tracer = Tracer(
+        induction_model(tmp_path, matches), load_tokenizer(str(tmp_path / str(matches))), "none", {}, CONTEXT
+    )
+    # the first prompt of the testing half, in which the answer w20 stands at position 2
+    model = tracer.linearize("w11 w20 w13 w15 w11")
+    score = tracer.scores(model).layer(INDUCTION).score[0, -1]
+    others = score[[at for at in range(1, len(score)) if at != 2]].mean()
+    assert abs(float(others)) > 1e-3
+    assert float(attention.lead[0].sum()) == pytest.approx(float(score[2] - others), rel=1e-6)
+
+
 def test_no_answer_in_the_prompts_leaves_nothing_to_measure(tmp_path):
     model = induction_model(tmp_path, True)
     tracer = Tracer(model, load_tokenizer(str(tmp_path / "True")), "none", {}, CONTEXT)

@@ -24,7 +24,8 @@ from .interventions import SourceEdit, SourceSites, edit_sources, run_free, run_
 
 @dataclass(frozen=True)
 class FeatureEdit:
-    """An edit of features of one layer: the activation z becomes factor * z + offset."""
+    """An edit of features of one layer: the activation z of a named feature becomes factor * z + offset. The others
+    stay, or become 0 where `removed` is true."""
 
     feature: Int[Tensor, " edited"]
     """Features that the edit names, in ascending order."""

@@ -1,5 +1,5 @@
-"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path`, `intervention`, `subgraph` and
-`subgraph_node`."""
+"""Convert a traced prompt to rows of the tables `trace`, `node`, `edge`, `path`, `intervention`, `attention_score`,
+`subgraph` and `subgraph_node`."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

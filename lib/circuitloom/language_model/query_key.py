@@ -187,14 +187,13 @@ def read_query_key(model: LanguageModel) -> list[QueryKeyWeights]:
     }
     inputs = {Site("attention_in", layer): lambda _x, _y: rows[:, None] for layer in layers}
 
-    def units(layer: int) -> dict[str, nn.Module]:
-        return _projections(model, layer)
-
     with edited_modules(norms, lambda _key, x, _y: x):
         with edited(model, inputs):
             found = _captured(model, zero.expand(len(rows), -1), layers)
         size = found[0].query.shape[-1]
-        projections = {(layer, name): module for layer in layers for name, module in units(layer).items()}
+        projections = {
+            (layer, name): module for layer in layers for name, module in _projections(model, layer).items()
+        }
         with edited_modules(projections, lambda _key, _x, y: _tiled(torch.eye(size), y)):
             first = _captured(model, zero.expand(size, -1), layers)
     weights = []

@@ -30,8 +30,10 @@ from ..context import FINDING, TESTING
 from .measurements import DrawnPrompt
 
 QUERY_PLACES = ("current", "earlier", "constant")
-LEFT_OUT = -2
 KEY_PLACES = ("own", "previous", "earlier", "constant")
+"""Groups of sources of each side, in the order of `AnswerAttention.lead`."""
+CONSTANT, LEFT_OUT = -1, -2
+"""Positions that stand for the constant, and for features, which belong to no group."""
 
 
 @dataclass(frozen=True)
@@ -153,21 +155,21 @@ def _measure(
 
 
 def _source_positions(model: LinearizedModel) -> Int[Tensor, " source"]:
-    """Returns the position of each source; -1 for the constant, and LEFT_OUT for features."""
+    """Returns the position of each source; CONSTANT or LEFT_OUT for those without one."""
     columns, every = source_columns(model), torch.arange(len(model.captured))
     features = torch.full_like(model.features.position, LEFT_OUT)
-    parts = [features, every.repeat(columns.layers), every, every, torch.tensor([-1])]
+    parts = [features, every.repeat(columns.layers), every, every, torch.tensor([CONSTANT])]
     return torch.cat([part.to(model.features.position.device) for part in parts])
 
 
 def _query_masks(positions: Int[Tensor, " source"], query: int) -> list[Tensor]:
     token = positions >= 0
-    return [positions == query, (positions != query) & token, positions == -1]
+    return [positions == query, (positions != query) & token, positions == CONSTANT]
 
 
 def _key_masks(positions: Int[Tensor, " source"], key: int) -> list[Tensor]:
     token, own, previous = positions >= 0, positions == key, positions == key - 1
-    return [own, previous & token, ~own & ~previous & token, positions == -1]
+    return [own, previous & token, ~own & ~previous & token, positions == CONSTANT]
 
 
 def _sum(side: Float[Tensor, "source d_head"], mask: Tensor) -> Float[Tensor, " d_head"]:

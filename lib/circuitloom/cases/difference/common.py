@@ -4,6 +4,7 @@ The graphs of the finding prompts are aggregated per template. The common circui
 each at a role, that are in the graphs of at least `case.common` of these prompts.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -122,7 +123,8 @@ def find_common(
         circuit = graph.common_features(case.common)
         every = graph.common_features(0.0)
         counts = firing_counts([(models[i], roles[i]) for i in finding])
-        least = -(-int(100 * case.common * len(finding)) // 100)
+        # rounded up; hundredths are cut off first, because a product can lie in its last bits above a whole number
+        least = math.ceil(int(100 * case.common * len(finding)) / 100)
         controls = draw_controls(circuit, counts, least, RANDOM_SETS, case.seed)
         for i in own:
             alone, without = measure_role_sets(
