@@ -102,7 +102,8 @@ def exact_norms(model: LanguageModel) -> None:
         name = type(self).__name__
         if "RMS" not in name:
             x = x - x.mean(-1, keepdim=True)
-        epsilon = getattr(self, "eps", None) or self.variance_epsilon
+        # Olmo's norm has its epsilon in the call
+        epsilon = getattr(self, "eps", None) or getattr(self, "variance_epsilon", 1e-5)
         gain = getattr(self, "weight", torch.ones(()).double()) + (1.0 if name.startswith("Gemma") else 0.0)
         return gain * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 

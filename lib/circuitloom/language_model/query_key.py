@@ -228,7 +228,9 @@ def capture_scores(
     def keep(layer: int, inputs: ScoreInputs, scores: Tensor) -> None:
         cap = getattr(model.attention(layer), "attn_logit_softcapping", None)
         products = (inputs.query @ inputs.key.transpose(-1, -2))[0]
-        allowed = scores[0, 0] > torch.finfo(scores.dtype).min / 2
+        # a float32 mask (GPT-Neo's local attention) can meet scores in float64
+        masked = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)
+        allowed = scores[0, 0] > masked / 2
         scale = _scale(products[:, allowed], scores[0][:, allowed], cap, model)
         recorded[layer] = _Recorded((), {}, inputs, scale, cap, allowed)
 
