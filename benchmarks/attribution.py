@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peers.clock import peak_memory
+
 PEER = Path(__file__).parent / "peers" / "circuit_tracer.py"
 WORKFLOW = {
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
@@ -161,7 +163,7 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
     token = torch.tensor(json.loads(options.prompt.read_text()))
     tokenizer = load_tokenizer(str(options.model))
     strings = tokenizer.strings()
-    before, seconds, cpu, result = peak(), [], [], None
+    before, seconds, cpu, result = peak_memory(), [], [], None
     for _ in range(options.repeats):
         # free the last graph before the next one
         result = model_of_prompt = None
@@ -179,18 +181,13 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "cpu": cpu,
         "before": before,
-        "peak": peak(),
+        "peak": peak_memory(),
         "active": len(model_of_prompt.features),
     }
     if options.save:
         del result
         save(options.save, model_of_prompt, roots, root_nodes, strings)
     return measured
-
-
-def peak() -> int:
-    """Peak memory of this process, in bytes."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def save(file: Path, model, roots, root_nodes, strings) -> None:

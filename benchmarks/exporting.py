@@ -8,12 +8,12 @@ Makes the tables with `synthetic_features` if they are missing. Their logit effe
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from peers.clock import peak_memory
 
 from circuitloom.config.model_shape import ModelShape
 from circuitloom.core.tables import LOGIT, table_writer
@@ -44,7 +44,7 @@ def make_logits(file: Path, run: str, width: int) -> None:
 def export(name: str, tables: Path, tokens: Path, output: Path) -> None:
     """Export one format, and print seconds, peak memory and bytes as JSON."""
     source = FeatureSource(tables, tables.parent.name, 0, "")
-    before, started, used = _peak(), time.perf_counter(), time.process_time()
+    before, started, used = peak_memory(), time.perf_counter(), time.process_time()
     if name == "viewer-features":
         export_viewer_features([source], output)
     elif name == "neuronpedia":
@@ -54,12 +54,12 @@ def export(name: str, tables: Path, tokens: Path, output: Path) -> None:
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     found = {"format": name, "seconds": round(seconds, 1), "CPU seconds": round(cpu, 1)}
-    found |= {"MB before": before, "MB peak": _peak(), "MB written": round(size / 1e6)}
+    found |= {
+        "MB before": round(before / 1e6),
+        "MB peak": round(peak_memory() / 1e6),
+        "MB written": round(size / 1e6),
+    }
     print(json.dumps(found), flush=True)
-
-
-def _peak() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from peers.clock import peak_memory
 from safetensors.torch import save_file
 
 from circuitloom.config.published import recognise
@@ -47,10 +47,6 @@ def make_set(folder: Path, layers: int, width: int, d: int) -> None:
         save_file(weights | {"threshold": torch.rand(width)}, file)
 
 
-def peak() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -65,7 +61,7 @@ def main() -> None:
     )
     process.start()
     process.join()
-    before, started = peak(), time.perf_counter()
+    before, started = peak_memory(), time.perf_counter()
     found = recognise(str(published), "", None, None, {})
     print(f"settings and headers of {len(found.layers)} layers: {time.perf_counter() - started:.3f} s")
     seconds, used = [], []
@@ -78,7 +74,7 @@ def main() -> None:
         used.append(time.process_time() - cpu)
     print(
         f"per layer: median {median(seconds):.2f} s, {median(used):.2f} CPU s; together {sum(seconds):.1f} s, "
-        f"{sum(used):.1f} CPU s; peak {peak()} MB, {before} MB of it before"
+        f"{sum(used):.1f} CPU s; peak {peak_memory() / 1e6:.0f} MB, {before / 1e6:.0f} MB of it before"
     )
 
 

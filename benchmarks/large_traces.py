@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+from peers.clock import peak_memory
+
 HEAD = (
     "| tokens | rows | active features | rows computed | not followed | replacement, completeness | nodes | edges "
     "| seconds | CPU seconds | peak RSS GB | anonymous GB |"
@@ -157,11 +159,6 @@ def measure(options: argparse.Namespace) -> str:
         computed, left = graph.coverage.rows, f"{graph.coverage.unfollowed:.4f}"
         nodes, edges = len(graph.node), len(graph.effect)
         replacement = f"{graph.scores.replacement:.4f}, {graph.scores.completeness:.4f}"
-    resident = next(
-        int(line.split()[1])
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
     cells = (
         length,
         rows,
@@ -174,7 +171,7 @@ def measure(options: argparse.Namespace) -> str:
         f"{seconds:.1f}",
         f"{cpu:.1f}",
     )
-    return f"| {' | '.join(map(str, cells))} | {resident / 1e6:.2f} | {peak.stop() / 1e6:.2f} |"
+    return f"| {' | '.join(map(str, cells))} | {peak_memory() / 1e9:.2f} | {peak.stop() / 1e6:.2f} |"
 
 
 def read_prompt(options: argparse.Namespace, tokenizer, length: int):

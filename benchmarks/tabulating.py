@@ -8,13 +8,13 @@ there are too few. `memory` measures each number of tokens in its own process.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from peers.clock import peak_memory
 from timing import wall_seconds
 
 from circuitloom.core.script import set_threads
@@ -138,11 +138,11 @@ def once(args: argparse.Namespace) -> None:
     model = load_model(args.model)
     with tempfile.TemporaryDirectory(dir=Path()) as place:
         tokens = repeat_tokens(args.source, args.tokens[0], Path(place))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory()
         seconds = wall_seconds(lambda: tables(make_basis(args, model), model, tokens, Path(place)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory()
     print(
-        f"{args.tokens[0]:,} tokens: {seconds:.0f} s, peak {peak / 1e6:.2f} GB (before: {before / 1e6:.2f} GB)"
+        f"{args.tokens[0]:,} tokens: {seconds:.0f} s, peak {peak / 1e9:.2f} GB (before: {before / 1e9:.2f} GB)"
     )
 
 

@@ -11,9 +11,9 @@ rows of logits and effects instead, as before blocks. Each prints CPU seconds to
 """
 
 import argparse
-import resource
 from pathlib import Path
 
+from peers.clock import peak_memory
 from timing import timed
 
 from circuitloom.core.script import set_threads
@@ -169,10 +169,10 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = load_model(args.model, device="cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     {"scores": scores, "effects": effects, "formats": formats}[args.what](args, model)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"peak {peak / 1e6:.2f} GB (before: {before / 1e6:.2f} GB)")
+    peak = peak_memory()
+    print(f"peak {peak / 1e9:.2f} GB (before: {before / 1e9:.2f} GB)")
 
 
 if __name__ == "__main__":

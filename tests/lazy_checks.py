@@ -6,12 +6,15 @@ What they do at every import and every call took a quarter to a third of the tim
    not called in the process that runs a test file.
 2. functions without arrays in their signature get checks of types alone, without those of shapes.
 3. arguments are checked once per call. jaxtyping checks them again together with the result.
+4. checks of a nested function are made once. It is a new object at each call of the function around it, for which
+   beartype would compile them anew.
 """
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any, get_args
 
 import jaxtyping
@@ -56,12 +59,65 @@ def _lazily(function: FunctionType) -> Callable[..., Any]:
 def _checked(*, typechecker: Any) -> Callable[[Any], Any]:
     """Replaces `jaxtyping.jaxtyped`. Returns a decorator of functions and classes."""
 
+    def add_checks(function: FunctionType) -> Callable[..., Any]:
+        return _jaxtyped(function, typechecker=typechecker) if _has_arrays(function) else _lazily(function)
+
     def decorate(decorated: Any) -> Any:
-        if isinstance(decorated, FunctionType) and not _has_arrays(decorated):
-            return _lazily(decorated)
-        return _jaxtyped(decorated, typechecker=typechecker)
+        if not isinstance(decorated, FunctionType):
+            return _jaxtyped(decorated, typechecker=typechecker)
+        return (
+            _nested(decorated, add_checks) if "<locals>" in decorated.__qualname__ else add_checks(decorated)
+        )
 
     return decorate
+
+
+_stand_ins: dict[Any, tuple[threading.local, Callable[..., Any]]] = {}
+
+
+def _nested(
+    function: FunctionType, add_checks: Callable[[FunctionType], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Returns a nested function with checks, which all functions of the same code and annotations share."""
+    key = function.__code__, tuple(function.__annotations__.items())
+    if key not in _stand_ins:
+        _stand_ins[key] = _stand_in(function, add_checks)
+    called, checked = _stand_ins[key]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        functions = called.__dict__.setdefault("functions", [])
+        size = len(functions)
+        functions.append(function)
+        try:
+            return checked(*args, **kwargs)
+        finally:
+            # the stand-in has taken the function, unless the arguments were refused
+            del functions[size:]
+
+    return call
+
+
+def _stand_in(
+    function: FunctionType, add_checks: Callable[[FunctionType], Callable[..., Any]]
+) -> tuple[threading.local, Callable[..., Any]]:
+    """Returns a function that checks like `function` and then calls the one that this thread put last on a list."""
+    called = threading.local()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return called.functions.pop()(*args, **kwargs)
+
+    code = function.__code__
+    # only the signature of the function is needed; the values that it refers to would stay in memory
+    cells = tuple(CellType() for _ in code.co_freevars)
+    hollow = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, cells)
+    hollow.__kwdefaults__ = function.__kwdefaults__
+    hollow.__annotations__ = function.__annotations__
+    # with the globals of the function, in which names of annotations are looked up
+    own = FunctionType(call.__code__, function.__globals__, function.__name__, None, call.__closure__)
+    functools.update_wrapper(own, hollow)
+    own.__qualname__, own.__module__ = function.__qualname__, function.__module__
+    return called, add_checks(own)
 
 
 def _has_arrays(function: FunctionType) -> bool:

@@ -1,5 +1,7 @@
 """Tiny random models of three architectures, as folders in the Hugging Face layout."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -51,15 +53,24 @@ def tiny_model(architecture: str, folder: Path, seed: int = 0) -> Path:
     return {"gpt2": tiny_gpt2, "llama": tiny_llama, "neox": tiny_neox}[architecture](folder, seed=seed)
 
 
+_saved: dict[tuple[str, str, int], Path] = {}
+_folder = tempfile.TemporaryDirectory(prefix="tiny-models-")
+
+
 def _save(cls, config, folder: Path, seed: int) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = cls(config)
-        # new norms and biases are ones and zeros, which would hide a missing gain or bias
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    """Save a random model with its tokenizer. A process makes each model once, and copies its files."""
+    key = repr(cls), config.to_json_string(use_diff=False), seed
+    if key not in _saved:
+        _saved[key] = Path(_folder.name) / str(len(_saved))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(config)
+            # new norms and biases are ones and zeros, which would hide a missing gain or bias
+            for parameter in model.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(_saved[key])
+        _tokenizer().save_pretrained(_saved[key])
+    shutil.copytree(_saved[key], folder, dirs_exist_ok=True)
     return folder
 
 

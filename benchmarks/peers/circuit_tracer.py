@@ -14,6 +14,7 @@ from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.utils.create_graph_files import create_graph_files
 from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
+from clock import peak_memory
 from safetensors.torch import save_file
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         options.model, transcoders, device=device, dtype=torch.float32, backend="nnsight"
     )
     token = torch.tensor(json.loads(options.prompt.read_text()))
-    before = peak()
+    before = peak_memory()
     seconds, cpu, graph = [], [], None
     for _ in range(options.repeats):
         # free the last graph before the next one
@@ -46,15 +47,10 @@ def main() -> None:
         seconds.append(time.perf_counter() - started)
         cpu.append(time.process_time() - started_cpu)
     assert graph is not None
-    measured = {"seconds": seconds, "cpu": cpu, "before": before, "peak": peak()}
+    measured = {"seconds": seconds, "cpu": cpu, "before": before, "peak": peak_memory()}
     if options.save:
         save(graph, options.save)
     print(json.dumps(measured))
-
-
-def peak() -> int:
-    """Peak memory of this process, in bytes."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def save(graph, file: Path) -> None:

@@ -12,12 +12,13 @@ import argparse
 import json
 import os
 import re
-import resource
 import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
+
+from clock import peak_memory
 
 
 def statements(text: str) -> list[str]:
@@ -207,8 +208,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
         columns, rows = engine.rows(result)
         answers.append({"columns": columns, "rows": rows, "seconds": seconds})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"version": engine.version, "opened": opened, "peak": peak, "answers": answers}
+    found = {"version": engine.version, "opened": opened, "peak": peak_memory(), "answers": answers}
     print(json.dumps(found, default=plain))
 
 

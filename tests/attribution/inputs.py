@@ -1,5 +1,7 @@
 """Prompts, tiny models, dictionaries and readers for the tests of attribution."""
 
+import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,22 @@ def load_tiny(architecture: str, folder: Path, dtype: str = "float32") -> Langua
     if not path.is_dir():
         make = tiny_model if architecture in ARCHITECTURES else tiny_architecture
         make(architecture, path)
-    model = load_model(path, dtype, device="cpu")
+    model = load_copy(path, dtype)
     if dtype == "float64":
         exact_norms(model)
     return model
+
+
+_loaded: dict[tuple[str, str], LanguageModel] = {}
+
+
+def load_copy(path: Path, dtype: str = "float32") -> LanguageModel:
+    """A model of its own; a process reads equal files once."""
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(), dtype
+    if key not in _loaded:
+        _loaded[key] = load_model(path, dtype, device="cpu")
+    return copy.deepcopy(_loaded[key])
 
 
 def load_gemma(folder: Path) -> LanguageModel:
@@ -72,7 +86,7 @@ def load_gemma(folder: Path) -> LanguageModel:
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     path = folder / "gemma"
-    return load_model(path if path.is_dir() else _save(Gemma3ForCausalLM, config, path, 0), device="cpu")
+    return load_copy(path if path.is_dir() else _save(Gemma3ForCausalLM, config, path, 0))
 
 
 def exact_norms(model: LanguageModel) -> None:
