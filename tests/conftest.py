@@ -64,6 +64,9 @@ OTHERS = re.compile(r"gemma|granite|mistral|neo|olmo|phi|qwen", re.IGNORECASE)
 `make test-slow` alone does."""
 VARIED = {"ablation", "attribution", "weights"}
 """Folders whose tests run on each kind of block."""
+COMBINED = re.compile(r"one layer without|skip cross-layer")
+"""In the name of a case of these tests, sets of dictionaries that combine two kinds. `make test` runs them on `llama`
+alone, `make test-slow` on the other architectures."""
 
 
 LONGEST = ("workflow", "explorer")
@@ -103,7 +106,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if is_fast(item, fixtures):
             item.add_marker(pytest.mark.fast)
         case = item.name.partition("[")[2]
-        if item.path.parent.name in VARIED and OTHERS.search(case) and not COMMON.search(case):
+        if item.path.parent.name in VARIED and (
+            (OTHERS.search(case) and not COMMON.search(case))
+            or (COMBINED.search(case) and COMMON.search(case) and "llama" not in case)
+        ):
             item.add_marker(pytest.mark.slow)
         if "browser" in fixtures or item.path.parent == workflow:
             item.add_marker(pytest.mark.flaky(reruns=1))

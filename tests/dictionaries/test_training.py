@@ -64,7 +64,7 @@ def reader(data: dict[str, torch.Tensor], seen: list[int] | None = None):
 
 
 @pytest.mark.parametrize("name", ACTS)
-@pytest.mark.parametrize("kind", ["transcoder", "sae"])
+@pytest.mark.parametrize("kind", ["transcoder", pytest.param("sae", marks=pytest.mark.slow)])
 def test_training_explains_variance(name: str, kind: str, data, tmp_path) -> None:
     trainer = make_trainer(data, kind=kind, tokens=BATCH * 150, **ACTS[name])
     history = train([trainer], reader(data), tmp_path)["r"]

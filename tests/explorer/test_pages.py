@@ -353,6 +353,7 @@ def test_an_invalid_address_gives_a_one_line_error_with_a_remedy(visit, path, me
     assert message in re.sub(r"\s+", " ", visit.text("#page .error"))
 
 
+@pytest.mark.slow
 def test_a_narrow_window_needs_no_horizontal_scrolling(visit) -> None:
     size = visit.page.viewport_size
     visit.page.set_viewport_size({"width": 420, "height": 1000})

@@ -143,7 +143,8 @@ def test_the_folder_loads_with_transformers_and_has_tokenizer_and_anatomy(undist
 
 
 # opened before a checkpoint: the fingerprint; a checkpoint is written, flushed, renamed, its folder flushed
-@pytest.mark.parametrize("kill_at", [14, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7, 9, 25))])
+@pytest.mark.parametrize("kill_at", [3, 7, 9, 14, 25])
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights_and_losses(kill_at, corpus, undisturbed, tmp_path):
     output = tmp_path / "model"
     assert killed(corpus, output, kill_at)

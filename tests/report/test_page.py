@@ -133,7 +133,7 @@ def test_missing_parts_are_stated(tmp_path) -> None:
         assert line in text
 
 
-@pytest.mark.parametrize("layers", [(0,), tuple(range(24))])
+@pytest.mark.parametrize("layers", [pytest.param((0,), marks=pytest.mark.slow), tuple(range(24))])
 def test_one_layer_and_many_are_drawn(tmp_path, layers: tuple[int, ...]) -> None:
     report = write(tmp_path, layers=layers)
     shown = {row["layer"] for row in report.page.rows["history"]}

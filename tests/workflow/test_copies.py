@@ -38,6 +38,7 @@ def test_an_adopted_copy_has_nothing_to_do_and_notices_changes(finished, tmp_pat
     assert "evaluate_topk" in project.stale("--config", "evaluation={tokens: 4000}")
 
 
+@pytest.mark.slow
 def test_results_alone_are_adopted_and_recorded_on_request(without_metadata) -> None:
     project = without_metadata
     assert len(project.stale()) > 10

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -117,7 +117,21 @@ INPUT_FAULTS: dict[str, tuple[Callable[[Project], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", INPUT_FAULTS)
+SLOW = {
+    "an empty text",
+    "a wrong tokenizer",
+    "a model without weights",
+    "a missing shard of activations",
+    "a flipped byte in tokens",
+}
+"""Faults like others, which `make test-slow` tests."""
+
+
+def faults(names: Iterable[str]) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
+
+
+@pytest.mark.parametrize("fault", faults(INPUT_FAULTS))
 def test_a_broken_input_is_named_in_the_message(fault: str, fresh: Project) -> None:
     make, message = INPUT_FAULTS[fault]
     # one of them as a user runs it
@@ -159,7 +173,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("fault", DAMAGE)
+@pytest.mark.parametrize("fault", faults(DAMAGE))
 def test_damage_is_found_and_named_and_other_results_are_kept(
     fault: str, finished: Project, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from tests.models import tiny_gpt2
 from tests.workflow.project import Project
 from tests.workflow.snakemake_forks import run_snakemake
@@ -64,6 +65,7 @@ def test_a_file_whose_name_has_braces_is_no_wildcard(fresh: Project) -> None:
     assert "rule build_corpus" in run.stdout and "rule install_model" in run.stdout
 
 
+@pytest.mark.slow
 def test_an_older_file_over_an_input_is_a_change(fresh: Project) -> None:
     model, text = tiny_gpt2(fresh.folder / "model"), fresh.folder / "train.jsonl"
     text.write_text('{"text": "a"}\n')
