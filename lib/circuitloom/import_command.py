@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .config.published import PublishedSet, formats, is_hub_set, is_transcoder_circuits, recognise
 from .config.published_layer import PublishedLayer
@@ -72,7 +73,8 @@ def describe_set(found: PublishedSet) -> Iterator[str]:
     yield f"reads         {_site(first.hook_in, first.site_in, first.bare_norm)}"
     yield f"reconstructs  {_site(first.hook_out, first.site_out, first.bare_norm and kind == 'sae')}"
     if first.site_out == "resid_pre" and first.hook_out and "resid_pre" not in first.hook_out:
-        yield f"              the stream after block {first.layer - 1} is resid_pre of layer {first.layer}"
+        own = f"resid_pre of layer {first.layer}, which is its layer in a study"
+        yield f"              the stream after block {first.layer - 1} is {own}"
     yield f"features      {first.width:,} per layer, d={first.d_in}"
     yield f"activation    {first.act}{_sparsity(found)}"
     if first.model_name:
@@ -122,21 +124,26 @@ def _thresholds(layer: PublishedLayer) -> Iterator[str]:
 def write_study(arguments: argparse.Namespace, found: PublishedSet) -> None:
     """Write a study of the dictionaries, and print how to run it.
 
-    Raises ValueError if the study is not valid, such as with another model, or if its file exists.
+    Raises ValueError if the study is not valid, such as with another model, if a text is missing, or if its file
+    exists.
     """
     import yaml
 
     from .config import load_study
+    from .corpus.source import open_source
 
     file: Path = arguments.study
     if file.exists():
         raise ValueError(f"--study {file}: exists; name another file, or delete it")
     text = "".join(f"{line}\n" for line in _study_lines(arguments, found))
     study = load_study(yaml.safe_load(text))
+    with TemporaryDirectory() as scratch:
+        open_source(study.corpus, study.seed, Path(scratch))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-    print(f"wrote {file}; run it, and open results/{study.name}/report.html:")
+    print(f"wrote {file}; run it, open results/{study.name}/report.html, and look at its features:")
     print(f"snakemake --cores all --configfile {file}")
+    print(f"circuitloom explore {study.name}")
 
 
 def _study_lines(arguments: argparse.Namespace, found: PublishedSet) -> Iterator[str]:

@@ -55,7 +55,7 @@ def test_the_command_writes_a_study_of_the_dictionaries_a_model_and_a_text(
     with pytest.raises(SystemExit, match="a study needs --study FILE, --model and --text; add --study"):
         output_of(monkeypatch, capsys, *given)
     printed = output_of(monkeypatch, capsys, *given, "--study", str(file))
-    assert printed.endswith(f"\nsnakemake --cores all --configfile {file}\n")
+    assert printed.endswith(f"\nsnakemake --cores all --configfile {file}\ncircuitloom explore mine\n")
     # paths are those of the study, wherever it is run
     config = yaml.safe_load(file.read_text())
     study = load_study(config)
@@ -68,6 +68,8 @@ def test_the_command_writes_a_study_of_the_dictionaries_a_model_and_a_text(
     with pytest.raises(SystemExit, match="d=8, made for tiny; the study's model has d=16"):
         folders.circuit_tracer(tmp_path / "narrow", d=8)
         output_of(monkeypatch, capsys, "narrow", *given[1:], "--study", "other.yaml")
+    with pytest.raises(SystemExit, match=r"corpus\.train: .*absent\.jsonl does not exist; correct the path"):
+        output_of(monkeypatch, capsys, *given[:-1], "absent.jsonl", "--study", "other.yaml")
     assert not (tmp_path / "other.yaml").exists()
 
 
@@ -91,9 +93,19 @@ def test_an_sae_of_the_stream_after_a_block_says_which_layer_it_is_here(
     folders.saelens(tmp_path / "after", 1, "standard", metadata={"hook_name": "model.layers.1"})
     folders.saelens(tmp_path / "before", 1, "standard", hooks=("", "hook_resid_pre"))
     after, before = (output_of(monkeypatch, capsys, str(tmp_path / name)) for name in ("after", "before"))
-    assert "\n              the stream after block 1 is resid_pre of layer 2\n" in after
+    assert (
+        "\n              the stream after block 1 is resid_pre of layer 2, which is its layer in a study\n"
+        in after
+    )
     assert "layers        2\n" in after and "  layers: [2]\n" in after
     assert "the stream after" not in before and "layers        1\n" in before
+
+
+def test_the_stream_after_the_last_block_is_refused_by_name(tmp_path) -> None:
+    folders.saelens(tmp_path / "last", 2, "standard", hooks=("", "hook_resid_post"))
+    message = r"no layer 3 \(the stream after the last block, 2, has no name here\); choose from 0 to 2"
+    with pytest.raises(ValueError, match=message):
+        study_of(tmp_path, {"files": str(tmp_path / "last")}, layers=[3])
 
 
 def test_a_folder_without_dictionaries_is_refused_in_one_line(tmp_path, monkeypatch, capsys) -> None:

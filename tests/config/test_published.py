@@ -182,6 +182,13 @@ def write_saelens(**config: Any):
     return lambda folder: [folders.saelens(folder / str(i), i, "standard", **config) for i in range(3)]
 
 
+def write_without_architecture(folder: Path) -> None:
+    folders.saelens(folder, 0, "topk")
+    settings = json.loads((folder / "cfg.json").read_text())
+    del settings["architecture"]
+    (folder / "cfg.json").write_text(json.dumps(settings))
+
+
 FAULTS = {
     "an unknown kind of set": (
         lambda f: folders.circuit_tracer(f, model_kind="crosscoder"),
@@ -202,6 +209,8 @@ FAULTS = {
         write_saelens(normalize_activations="expected_average_only_in"), "write it into cfg.json as norm_scaling",
     ),
     "an unknown architecture": (write_saelens(architecture="temporal"), "architecture is temporal; known are standard"),
+    "k without an architecture": (write_without_architecture, "state k=5 and no architecture, .*cfg.json"),
+    "no hook": (lambda f: folders.saelens(f, 0, "standard", metadata={}), "hook_name in cfg.json"),
     "an unknown activation": (write_saelens(activation_fn="tanh-relu"), "activation function is tanh-relu; relu and"),
     "groupmax": (lambda f: folders.sparsify(f, 0, activation="groupmax"), "activation function is groupmax; topk"),
     "other sizes": (write_saelens(d_sae=48), "settings state d_sae: 48, but its weights have 24"),

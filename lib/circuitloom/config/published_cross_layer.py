@@ -96,13 +96,13 @@ def _gemma_scope(files: DictionaryFiles, settings: Mapping[str, Any], headers: H
     if settings.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise ValueError(f"its architecture is {settings['architecture']}; Gemma Scope has jump_relu")
     if "threshold" not in headers:
-        raise ValueError("has no threshold, which Gemma Scope's dictionaries have; download it again")
+        raise ValueError("has no threshold, which Gemma Scope's dictionaries have; copy or download it again")
     d_in, width = tensor_shape(headers, "w_enc")
     written = tensor_shape(headers, "w_dec", 3)
     assert layer is not None
     if layer >= written[1]:
         raise ValueError(
-            f"is of layer {layer}, but its decoders are those of {written[1]} layers; download it again"
+            f"is of layer {layer}, but its decoders are those of {written[1]} layers; copy or download it again"
         )
     hooks = files.hooks or _hooks_of_layer(settings, layer)
     return {
@@ -135,7 +135,9 @@ def _hooks_of_layer(settings: Mapping[str, Any], layer: int) -> tuple[str, str]:
 def _sizes(encoder: str, read: tuple[int, ...], decoder: str, written: tuple[int, ...]) -> dict[str, int]:
     """Returns the sizes of an encoder [F, d_in] and of decoders [F, output, d_out]."""
     if read[0] != written[0]:
-        raise ValueError(f"{encoder} has {read[0]} features, but {decoder} {written[0]}; download it again")
+        raise ValueError(
+            f"{encoder} has {read[0]} features, but {decoder} {written[0]}; copy or download it again"
+        )
     return {"width": read[0], "d_in": read[1], "d_out": written[2], "outputs": written[1]}
 
 

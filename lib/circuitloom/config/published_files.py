@@ -124,7 +124,7 @@ class FileReference:
         try:
             return self.files.headers(self.name)
         except ValueError as error:
-            raise ValueError(f"{self}: {error}; download it again") from error
+            raise ValueError(f"{self}: {error}; copy or download it again") from error
 
     def settings(self) -> dict[str, Any]:
         """Returns the content of a JSON or YAML file with settings. Raises ValueError if it has no settings."""
@@ -133,9 +133,9 @@ class FileReference:
             content = yaml.safe_load(text) if self.name.endswith((".yaml", ".yml")) else json.loads(text)
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{self}: cannot be read ({reason}); download it again") from error
+            raise ValueError(f"{self}: cannot be read ({reason}); copy or download it again") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{self}: contains no settings; download it again")
+            raise ValueError(f"{self}: contains no settings; copy or download it again")
         return content
 
 

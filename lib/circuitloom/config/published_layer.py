@@ -110,10 +110,12 @@ def describe(
     Raises ValueError if this project cannot represent the dictionary.
     """
     settings = files.config.settings() if files.config else {}
+    source = files.weights
     try:
         parts = (describer or DESCRIBE[format])(files, settings, headers)
-        hooks = parts.pop("hooks")
-        found = _sites(hooks, files, parts.pop("stated_layer", None))
+        source = files.config or files.set_config or files.weights
+        found = _sites(parts.pop("hooks"), files, parts.pop("stated_layer", None))
+        source = files.weights
         layer = PublishedLayer(
             weights=files.weights,
             config=files.config or files.set_config,
@@ -126,10 +128,10 @@ def describe(
     # a missing setting or tensor is a KeyError
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
-            f"{files.weights}: no {error} in its settings or weights; download it again"
+            f"{files.weights}: no {error} in its settings or weights; copy or download it again"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{files.weights}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
 
 
 _DEFAULTS: dict[str, Any] = {"k": None, "l0": None, "skip": False, "settings": {}, "model_name": None}
@@ -137,7 +139,7 @@ _DEFAULTS: dict[str, Any] = {"k": None, "l0": None, "skip": False, "settings": {
 
 def _check(layer: PublishedLayer) -> None:
     if layer.k is not None and not 0 < layer.k <= layer.width:
-        raise ValueError(f"it states k={layer.k} for {layer.width} features; download it again")
+        raise ValueError(f"it states k={layer.k} for {layer.width} features; copy or download it again")
     if layer.kind in ("transcoder", "clt") and (
         layer.site_in not in ("mlp_in", "resid_mid") or layer.site_out not in MLP_OUTPUTS
     ):
@@ -182,7 +184,10 @@ def _sites(hooks: tuple[str, str] | None, files: DictionaryFiles, stated: int | 
 
 def _known(layer: int | None) -> int:
     if layer is None:
-        raise ValueError("neither its settings nor its path name the layer; name it in `files` with {layer}")
+        raise ValueError(
+            "neither its settings nor its path name the layer; write the hook into its settings (SAELens: hook_name in "
+            "cfg.json), or name the layer in `files` with {layer}"
+        )
     return layer
 
 
@@ -207,7 +212,9 @@ def _sizes(headers: Headers, encoder: str, decoder: str, transposed: bool) -> di
     read, written = tensor_shape(headers, encoder), tensor_shape(headers, decoder)
     width, d_in = (read[1], read[0]) if transposed else read
     if written[0] != width:
-        raise ValueError(f"{encoder} has {width} features, but {decoder} {written[0]}; download it again")
+        raise ValueError(
+            f"{encoder} has {width} features, but {decoder} {written[0]}; copy or download it again"
+        )
     return {"width": width, "d_in": d_in, "d_out": written[1]}
 
 
@@ -276,7 +283,7 @@ def _gemma_scope(files: DictionaryFiles, settings: Mapping[str, Any], headers: H
     if settings.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise ValueError(f"its architecture is {settings['architecture']}; Gemma Scope has jump_relu")
     if "threshold" not in names:
-        raise ValueError("has no threshold, which Gemma Scope's dictionaries have; download it again")
+        raise ValueError("has no threshold, which Gemma Scope's dictionaries have; copy or download it again")
     hooks = files.hooks or _gemma_hooks(files.place, settings, first)
     found = _sizes(headers, encoder, decoder, transposed=True)
     _agree(settings, found, {"width": "width"})
@@ -315,13 +322,19 @@ _SAELENS = {
 def _saelens(files: DictionaryFiles, settings: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
     """W_enc [d_in, F] and W_dec [F, d_out]. Settings older than version 6 are flat."""
     architecture = settings.get("architecture", "standard")
+    by_name = settings.get("activation_fn") or settings.get("activation_fn_str")
+    if "architecture" not in settings and settings.get("k") and by_name != "topk":
+        raise ValueError(
+            f"its settings state k={settings['k']} and no architecture, which SAELens takes for standard, without k; "
+            'write "architecture": "topk" or "batchtopk" into cfg.json'
+        )
     if architecture not in _SAELENS:
         raise ValueError(f"its architecture is {architecture}; known are {', '.join(_SAELENS)}")
     about = settings.get("metadata") or settings.get("meta") or settings
     hook, hook_out = (_saelens_hook(about.get(key)) for key in ("hook_name", "hook_name_out"))
     hook = hook or _saelens_hook(about.get("hook_point"))
     act, k = _SAELENS[architecture], settings.get("k")
-    function = settings.get("activation_fn") or settings.get("activation_fn_str") or "relu"
+    function = by_name or "relu"
     arguments = settings.get("activation_fn_kwargs") or {}
     if act == "relu" and function == "topk":
         act, k = "topk", k or arguments.get("k")
@@ -397,7 +410,7 @@ def _sparsify(files: DictionaryFiles, settings: Mapping[str, Any], headers: Head
     transcode, skip = bool(settings.get("transcode")), bool(settings.get("skip_connection"))
     if skip != ("W_skip" in headers):
         raise ValueError(
-            f"its settings state skip_connection: {skip}, but its weights say otherwise; download it again"
+            f"its settings state skip_connection: {skip}, but its weights say otherwise; copy or download it again"
         )
     return {
         **found,

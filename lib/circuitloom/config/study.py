@@ -89,8 +89,12 @@ class Study(Section):
             )
         missing = [layer for layer in self.layers if layer >= shape.layers]
         if missing:
+            after_all = missing == [shape.layers] and any(run.files for run in self.runs.values())
+            what = (
+                f" (the stream after the last block, {missing[0] - 1}, has no name here)" if after_all else ""
+            )
             raise ValueError(
-                f"activations.layers: the model has no layer {missing[0]}; choose from 0 to {shape.layers - 1}"
+                f"activations.layers: the model has no layer {missing[0]}{what}; choose from 0 to {shape.layers - 1}"
             )
         if shape.parallel and "resid_mid" in self.sites:
             raise ValueError(

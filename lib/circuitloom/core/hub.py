@@ -114,15 +114,16 @@ def _reachable(name: str, revision: str, key: str, fault: str) -> Iterator[None]
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    folder = "" if Path(name).exists() else ", and there is no folder of this name here"
     try:
         yield
     except LocalEntryNotFoundError as error:
         raise ValueError(
-            f"{key}: {name} (revision {revision}) is not in the hub's cache and the hub is out of reach; "
-            "set HF_HUB_OFFLINE=0 to download it, or set HF_HOME to the folder of the cache"
+            f"{key}: {name} (revision {revision}) is not in the hub's cache and the hub is out of reach{folder}; set "
+            "HF_HUB_OFFLINE=0 to download it, or set HF_HOME to the folder of the cache"
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise ValueError(
-            f"{key}: {fault} ({first_line(error)}); check the name, and HF_TOKEN if it is private; run again to "
-            "resume a download"
+            f"{key}: {fault} ({first_line(error)}){folder}; check the name, and HF_TOKEN if it is private; "
+            "run again to resume a download"
         ) from error

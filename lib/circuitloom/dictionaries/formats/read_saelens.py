@@ -70,6 +70,7 @@ def _finetuning_factor(file: Path, tensors: dict[str, Tensor], layer: PublishedL
         return None
     if not layer.settings["finetuning_scaling_factor"]:
         raise ValueError(
-            f"{file}: has a scaling_factor, but its settings do not state finetuning_scaling_factor; download it again"
+            f"{file}: has a scaling_factor, but its settings do not state finetuning_scaling_factor; copy or download "
+            "it again"
         )
     return factors

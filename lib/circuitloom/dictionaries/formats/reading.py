@@ -35,7 +35,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (
         OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        raise ValueError(f"{file}: cannot be read ({first_line(error)}); download it again") from error
+        raise ValueError(
+            f"{file}: cannot be read ({first_line(error)}); copy or download it again"
+        ) from error
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -61,12 +63,14 @@ def check_tensors(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str
     """Raise ValueError if a tensor is missing, has another shape, or has values that are not finite."""
     for name, shape in shapes.items():
         if name not in tensors:
-            raise ValueError(f"{file}: has no {name}, but {', '.join(sorted(tensors))}; download it again")
+            raise ValueError(
+                f"{file}: has no {name}, but {', '.join(sorted(tensors))}; copy or download it again"
+            )
         found = tensors[name]
         if tuple(found.shape) != shape:
             raise ValueError(
                 f"{file}: {name} has the shape {list(found.shape)}, not {list(shape)} as its settings and the other "
-                "layers say; download it again"
+                "layers say; copy or download it again"
             )
         if not bool(found.isfinite().all()):
-            raise ValueError(f"{file}: {name} has values that are not finite; download it again")
+            raise ValueError(f"{file}: {name} has values that are not finite; copy or download it again")

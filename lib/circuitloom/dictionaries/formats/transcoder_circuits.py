@@ -114,4 +114,4 @@ def _check_tensor(file: Path, name: str, value: Any, shape: tuple[int, ...]) -> 
             "of this model, or set the run's width"
         )
     if not bool(value.isfinite().all()):
-        raise ValueError(f"{file}: {name} has non-finite values; download it again")
+        raise ValueError(f"{file}: {name} has non-finite values; copy or download it again")
