@@ -1,5 +1,6 @@
 """The case study of greater-than finds the components of a model that was built by hand."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from circuitloom.cases.greater_than.measurements import (
     UNTOUCHED,
     GreaterThanResults,
     ablated_name,
+    find_common_years,
     logit_attribution,
     replaced_name,
     year_metrics,
@@ -359,5 +361,7 @@ def test_the_common_circuit_has_the_features_that_all_start_years_share(
     torch.testing.assert_close(
         conditions["without all aggregated features"], conditions["features ablated"], atol=1e-4, rtol=0
     )
-    again = measure_greater_than("years", context, make_case(common=0.1)).common
-    assert again is not None and len(again.templates[0].circuit) == 2 * len(STARTS)
+    case = make_case(common=0.1, aggregated=3)
+    again = find_common_years(context.tracer(), found.prompts, found.answers, case, None)
+    assert again is not None and len(again.templates[0].circuit) == 2 * 3
+    assert Counter(found.prompts.half[i] for i in again.measured) == {FINDING: 3, TESTING: 3}

@@ -118,7 +118,7 @@ def common_sentences(results: CommonResults) -> list[str]:
         )
     left = Counter(half for half, row in zip(results.half, common.metric, strict=True) if row.isnan().any())
     if left:
-        sentences.append(f"Prompts of templates without a graph: {left.total()}.")
+        sentences.append(f"Prompts on which no common circuit was measured: {left.total()}.")
     return sentences
 
 

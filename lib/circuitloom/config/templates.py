@@ -17,7 +17,7 @@ class Aggregation(Section):
 
     aggregated: NonNegativeInt = 40
     """Largest number of prompts of the finding half whose attribution graphs are aggregated. With 0, there is no common
-    circuit."""
+    circuit. Greater-than measures the common circuit on as many prompts of the testing half, the others on all."""
     common: Annotated[float, Field(gt=0, le=1)] = 0.8
     """A node or edge is common if it is in the graphs of at least this share of the template's prompts."""
 

@@ -100,8 +100,8 @@ def greater_than_load(case: GreaterThanCase, width: int, shape: ModelShape) -> C
     ablated = prompts + 2 * 7 * half + 2 * half
     plain += 2 * case.traced * TRACE_PASSES * case.length
     if case.aggregated:
-        ablated += COMMON_PASSES * prompts
-        plain += prompts + TRACE_PASSES * min(case.aggregated, half)
+        ablated += 2 * COMMON_PASSES * min(case.aggregated, half)
+        plain += (2 + TRACE_PASSES) * min(case.aggregated, half)
     return CaseLoad(length * ablated, length * plain, ablated + plain)
 
 

@@ -23,7 +23,7 @@ from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
 from ...attribution.tracer import Tracer
 from ...config.cases.greater_than import GreaterThanCase
-from ...corpus.templates import FINDING, align_template
+from ...corpus.templates import FINDING, TESTING, align_template
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
@@ -436,20 +436,23 @@ def find_common_years(
     case: GreaterThanCase,
     means: MeanActivations | None,
 ) -> CommonCircuit | None:
-    """Find what the graphs of `later_target` on prompts of the finding half have in common, and measure it on all
-    prompts.
+    """Find what the graphs of `later_target` on prompts of the finding half have in common, and measure it on both
+    halves.
 
-    At most `case.aggregated` graphs are made, of prompts at evenly spaced start years. Ablated features are set to
-    `means`. Returns None if no graphs are made.
+    At most `case.aggregated` prompts of each half are used, at evenly spaced start years, because each takes dozens of
+    passes. Ablated features are set to `means`. Returns None if no graphs are made.
     """
-    finding = [i for i, half in enumerate(prompts.half) if half == FINDING]
-    chosen = [finding[i] for i in spread(len(finding), case.aggregated)]
+    finding, testing = (
+        [i for i, own in enumerate(prompts.half) if own == half] for half in (FINDING, TESTING)
+    )
+    chosen, tested = ([half[i] for i in spread(len(half), case.aggregated)] for half in (finding, testing))
     if not chosen:
         return None
-    read = [tracer.read(text) for text in prompts.text]
+    own = sorted(chosen + tested)
+    read = [tracer.read(prompts.text[i]) for i in own]
     target = "later - other years" if answers.digits == "both" else f"later - other {answers.digits} digits"
     text, slots = prompt_template(case, answers), prompt_slots(case)
-    template = align_template(text, target, slots, range(len(prompts)), read, tracer.strings)
+    template = align_template(text, target, slots, own, read, tracer.strings)
     metrics = year_metrics(prompts, answers, tracer.tokenizer.separator_id)
 
     def roots(number: int, model: LinearizedModel) -> Roots:
