@@ -80,7 +80,12 @@ def _nested(
 ) -> Callable[..., Any]:
     """Returns a nested function with checks, which all functions of the same code and annotations share."""
     key = function.__code__, tuple(function.__annotations__.items())
-    if key not in _stand_ins:
+    try:
+        known = key in _stand_ins
+    except TypeError:
+        # annotations that cannot be compared, such as P.args of a ParamSpec
+        return add_checks(function)
+    if not known:
         _stand_ins[key] = _stand_in(function, add_checks)
     called, checked = _stand_ins[key]
 

@@ -175,7 +175,13 @@ def _trace(arguments: argparse.Namespace) -> None:
     from pydantic import ValidationError
     from rich.console import Console
 
-    from .attribution.terminal import path_features, print_attention, print_trace, subgraph_features
+    from .attribution.terminal import (
+        attention_features,
+        path_features,
+        print_attention,
+        print_trace,
+        subgraph_features,
+    )
     from .attribution.trace_tables import TraceRows
     from .attribution.tracer import feature_labels, label_groups, open_tracer
     from .config.circuits import Circuits, Prompt, SubgraphConfig
@@ -218,6 +224,7 @@ def _trace(arguments: argparse.Namespace) -> None:
     print_trace(trace, rows, labels, console)
     if arguments.attention is not None:
         attention = tracer.attention_of(trace, arguments.attention, config.attention_pairs)
+        labels = feature_labels(folder, trace.run, attention_features(attention, trace))
         print_attention(attention, rows, labels, console)
 
 

@@ -123,6 +123,75 @@ def test_metrics_are_parsed_from_targets(tmp_path):
     assert all(len(tables[name]) for name in ("causal", "feature_effect"))
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Returns the tables of behaviours of a model in which one feature at the last position makes the metric."""
+    folder = tmp_path_factory.mktemp("planted")
+    model = load_tiny("gpt2", folder)
+    for layer in range(model.layers):
+        model.attention(layer).get_submodule(model.anatomy.attention_projection).weight.mul_(1e-3)
+    transcoders = make_dictionaries(model, act="relu", k=None)
+    rows = model.module.get_submodule(model.anatomy.unembedding).weight.detach()
+    for dictionary in transcoders.values():
+        dictionary.W_dec.mul_(1e-3)
+    last = transcoders[model.layers - 1]
+    last.W_enc[7] *= 1e-3
+    last.b_enc[7] = 1
+    last.W_dec[7] = 60 * (rows[12] - rows[20]) / (rows[12] - rows[20]).norm()
+    runs = {"sae": make_saes(model), "tc": transcoders}
+    tokenizer = load_tokenizer(str(folder / "gpt2"))
+
+    def tables(texts, **keys):
+        prompts = [BehaviourPrompt(text=text, target="logit w12 vs w20") for text in texts]
+        behaviour = Behaviour(prompts=prompts, measured=0, **keys)
+        return behaviour_tables("b", model, tokenizer, runs, behaviour, CONTEXT)
+
+    return model, tables
+
+
+def test_the_common_circuit_of_a_behaviour_is_found_and_measured_on_unseen_prompts(planted):
+    model, tables = planted
+    found = tables(["w5 {a} w6 {b}"], slots={"a": ["w9", "w31"], "b": ["w44", "w17", "w30"]}, count=6)
+    nodes, edges = (found[name].to_pylist() for name in ("aggregate_node", "aggregate_edge"))
+    last = model.layers - 1
+    (planted_node,) = [
+        row for row in nodes if (row["layer"], row["feature"], row["token"]) == (last, 7, "{b}")
+    ]
+    (root,) = [row for row in nodes if row["kind"] == "root"]
+    assert planted_node["is_common"] and planted_node["run"] == "tc" and root["n_prompts"] == 3
+    assert {row["token"] for row in nodes} <= {"<bos>", "w5", "{a}", "w6", "{b}"}
+    (edge,) = [row for row in edges if (row["source"], row["target"]) == (planted_node["node"], root["node"])]
+    assert edge["share"] == 1 and edge["effect"] > 1 and edge["effect_low"] <= edge["effect"]
+    assert found["faithfulness"]["n_prompts"].to_pylist()[0] == 6
+    outcome = {(row["condition"], row["prompt"]): row["value"] for row in found["outcome"].to_pylist()}
+    testing = {row["prompt"] for row in found["outcome"].to_pylist() if row["half"] == "testing"}
+    assert len(testing) == 3
+    for prompt in testing:
+        full, none = outcome["untouched", prompt], outcome["features ablated", prompt]
+        assert full - none > 1
+        assert outcome["common circuit alone", prompt] == pytest.approx(full, abs=0.1 * (full - none))
+        assert outcome["without common circuit", prompt] == pytest.approx(none, abs=0.1 * (full - none))
+        assert outcome["random features alone", prompt] < none + 0.5 * (full - none)
+
+
+def test_listed_prompts_of_one_length_are_a_template_and_a_single_prompt_has_no_aggregate(planted):
+    _, tables = planted
+    found = tables(["w9 w20 w31", "w44 w20 w17", "w9 w20"])
+    nodes = found["aggregate_node"].to_pylist()
+    assert {row["text"] for row in nodes} == {"{w9|w44} w20 {w31|w17}"}
+    assert {row["prompt"] for row in found["outcome"].to_pylist()} == {0, 1}
+    for keys in ({}, {"aggregated": 0}):
+        alone = tables(["w9 w20", *(["w9 w17"] if keys else [])], **keys)
+        assert [len(alone[name]) for name in ("aggregate_node", "aggregate_edge", "outcome")] == [0, 0, 0]
+
+
+def test_slots_of_a_behaviour_must_be_filled():
+    prompts = [{"text": "w9 {a} {b}", "target": "logit w9"}]
+    with pytest.raises(ValueError, match=r"nothing fills \{b\}; add it to `slots`"):
+        Behaviour.model_validate({"prompts": prompts, "slots": {"a": ["w1", "w2"]}})
+    assert Behaviour.model_validate({"prompts": prompts}).slots == {}
+
+
 def test_a_target_other_than_logits_at_the_last_position_is_refused():
     for target in ("logits", "feature 1/2", "random", "logit w9 @2"):
         with pytest.raises(ValueError, match="measured in the logits at the last position"):

@@ -12,10 +12,10 @@ from circuitloom.attribution.aggregate_graph import (
     aggregate_graphs,
     firing_counts,
     role_nodes,
-    slot_roles,
 )
 from circuitloom.attribution.direct_effects import logit_targets, source_columns
 from circuitloom.attribution.graph import Roots, trace_graph
+from circuitloom.corpus.templates import slot_roles
 
 ROLES = list(range(len(PROMPT)))
 

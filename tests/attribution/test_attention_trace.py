@@ -10,7 +10,7 @@ from circuitloom.attribution.attention_scores import head_edges
 from circuitloom.attribution.export import write_graph
 from circuitloom.attribution.graph_json import read_graph_json
 from circuitloom.attribution.paths import HEAD
-from circuitloom.attribution.terminal import print_attention
+from circuitloom.attribution.terminal import attention_features, print_attention
 from circuitloom.attribution.trace_tables import TraceRows
 from circuitloom.attribution.tracer import Trace, Tracer, parse_head
 from circuitloom.config.circuits import Circuits, Prompt
@@ -87,6 +87,30 @@ def test_the_terminal_shows_a_head_s_pairs_and_sources(traced) -> None:
     assert "query's source" in text and "key's source" in text and "less the mean" in text
     best = attention.edges[0].pairs
     assert f"{float(best.effect[0]):+.3f}" in text and rows.source_name(int(best.query_source[0])) in text
+
+
+def test_sources_of_a_score_that_are_features_have_their_labels(traced) -> None:
+    tracer, trace, rows = traced
+    attention = tracer.attention_of(trace, "1.2@-1,4", 3)
+    features = attention_features(attention, trace)
+    sources = {
+        source
+        for each in attention.edges
+        for column in (each.pairs.query_source, each.pairs.key_source, each.query.source, each.key.source)
+        for source in column.tolist()
+    }
+    active = [source for source in sources if source < len(trace.model.features)]
+    found = {
+        (int(trace.model.features.layer[source]), int(trace.model.features.feature[source]))
+        for source in active
+    }
+    assert features == found and 0 < len(active) < len(sources)
+    console = Console(record=True, width=200)
+    print_attention(attention, rows, {place: f"says {place[0]}-{place[1]}" for place in features}, console)
+    lines = console.export_text().splitlines()
+    for source in active:
+        layer, feature = int(trace.model.features.layer[source]), int(trace.model.features.feature[source])
+        assert any(f"{rows.source_name(source)} says {layer}-{feature}" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from circuitloom.cases.context import fill_templates
-from circuitloom.config.cases.base import check_slots
+from circuitloom.config.templates import check_slots
+from circuitloom.corpus.templates import fill_templates
 
 NAMES = ["Ada", "Bo", "Cy", "Di"]
 SLOTS = {"name": NAMES, "name_2": NAMES, "place": ["inn", "mill"]}

@@ -20,8 +20,9 @@ from circuitloom.ablation.faithfulness import FaithfulnessCurve
 from circuitloom.ablation.metrics import logit_difference, make_prompt_metrics
 from circuitloom.cases.case_report import write_report
 from circuitloom.cases.claims import Bootstrap
+from circuitloom.cases.common_circuit import recovered_share
 from circuitloom.cases.context import CaseContext
-from circuitloom.cases.difference.measurements import CircuitSearch, Ranking, draw_prompts
+from circuitloom.cases.difference.measurements import CircuitSearch, Ranking
 from circuitloom.cases.difference.report import (
     draw_components,
     draw_curves,
@@ -29,12 +30,12 @@ from circuitloom.cases.difference.report import (
     needed,
     needed_ratio,
     positive_share,
-    recovered_share,
 )
 from circuitloom.cases.difference.study import draw_places, study_difference
 from circuitloom.config.cases import DifferenceCase
 from circuitloom.config.circuits import BehaviourPrompt
 from circuitloom.core.tables import read_table
+from circuitloom.corpus.templates import draw_prompts
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.dictionaries.dictionary import Dictionary
 

@@ -8,9 +8,8 @@ from tests.models import CONTEXT, VOCABULARY, _save
 
 from circuitloom.attribution.tracer import Tracer
 from circuitloom.cases.claims import Bootstrap
-from circuitloom.cases.context import FINDING, TESTING
 from circuitloom.cases.difference.attention import attention_claims, attention_sentences, measure_attention
-from circuitloom.cases.difference.measurements import DrawnPrompt
+from circuitloom.corpus.templates import FINDING, TESTING, DrawnPrompt
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.language_model.model import LanguageModel, load_model
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from circuitloom.ablation.behaviour import read_prompts
 from circuitloom.ablation.causal_effects import original_logits
-from circuitloom.cases.difference.measurements import draw_prompts, read_prompts
 from circuitloom.config.cases import Cases, DifferenceCase
 from circuitloom.corpus.chronicle.grammar import vocabulary
+from circuitloom.corpus.templates import draw_prompts
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
 from circuitloom.language_model.model import load_model
 

@@ -1,5 +1,6 @@
 """The case study of greater-than finds the components of a model that was built by hand."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +11,18 @@ from tests.cases.year_model import CARRIER, LENGTH, PLACE, TEMPLATE, YEARS, N, m
 
 from circuitloom.ablation.causal_effects import original_logits, replacement_values
 from circuitloom.ablation.circuits import draw_random_features
+from circuitloom.ablation.common_circuit import COMMON_CONDITIONS
 from circuitloom.attribution.capture import read_weights
 from circuitloom.attribution.paths import EMBEDDING, FEATURE, HEAD
 from circuitloom.cases.case_report import CaseReport, write_report
 from circuitloom.cases.claims import lead, leading_share, least_mean, mean_correlation, mean_ranks
-from circuitloom.cases.context import FINDING, TESTING, CaseContext
+from circuitloom.cases.context import CaseContext
 from circuitloom.cases.greater_than.measurements import (
     ALL_REPLACED,
     UNTOUCHED,
     GreaterThanResults,
     ablated_name,
+    find_common_years,
     logit_attribution,
     replaced_name,
     year_metrics,
@@ -28,6 +31,7 @@ from circuitloom.cases.greater_than.prompts import find_answers, greater_than, m
 from circuitloom.cases.greater_than.study import measure_greater_than, study_greater_than
 from circuitloom.config.cases import GreaterThanCase
 from circuitloom.core.tables import read_table
+from circuitloom.corpus.templates import FINDING, TESTING
 from circuitloom.language_model.residual import Norm
 
 STARTS = YEARS[:-1]
@@ -333,3 +337,31 @@ def test_the_picture_of_years_has_a_panel_per_feature_and_quantity(
         for panel, own in zip(row, values, strict=True):
             assert panel.lines[0].get_xdata().tolist() == list(STARTS)
             assert panel.lines[0].get_ydata().tolist() == own.tolist()
+
+
+def test_the_common_circuit_has_the_features_that_all_start_years_share(
+    context: CaseContext, found: GreaterThanResults, report: CaseReport
+):
+    """Each year has features of its own, so that no feature is common to the graphs of all years."""
+    common = found.common
+    assert common is not None
+    (template,) = common.templates
+    assert template.circuit == [] and template.graph.n_prompts == len(STARTS)
+    assert template.prompts.names[PLACE] == "{year}" and template.prompts.text == TEMPLATE
+    rows = report.tables["aggregate_node"]
+    features = [row for row in rows if row["kind"] == "feature"]
+    assert {(row["layer"], row["token"]) for row in features} == {(0, "{year}"), (1, "c")}
+    assert all(row["share"] == pytest.approx(1 / len(STARTS)) for row in features)
+    values = claims(report)
+    assert values["common_sufficient"].value == pytest.approx(0, abs=1e-6)
+    # together, the features of all graphs are sufficient and necessary on the other half
+    conditions = dict(zip(COMMON_CONDITIONS, common.metric.T, strict=True))
+    untouched = found.conditions[UNTOUCHED].double()
+    torch.testing.assert_close(conditions["all aggregated features alone"], untouched, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        conditions["without all aggregated features"], conditions["features ablated"], atol=1e-4, rtol=0
+    )
+    case = make_case(common=0.1, aggregated=3)
+    again = find_common_years(context.tracer(), found.prompts, found.answers, case, None)
+    assert again is not None and len(again.templates[0].circuit) == 2 * 3
+    assert Counter(found.prompts.half[i] for i in again.measured) == {FINDING: 3, TESTING: 3}

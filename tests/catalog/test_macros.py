@@ -28,6 +28,7 @@ from tests.models import CONTEXT
 from circuitloom.catalog.build import build_catalog
 from circuitloom.catalog.client import open_catalog
 from circuitloom.catalog.queries import fill_in, macros
+from circuitloom.catalog.questions_page import macros_section
 from circuitloom.catalog.sandbox import open_sandbox, run_statement
 from circuitloom.core.tables import read_table
 
@@ -265,6 +266,22 @@ def test_a_card_lists_every_fact_about_a_feature_in_order(study, catalog, key) -
             expected.append((what, f"{row['activation']:8.3f}  {text}"))
     assert catalog.execute("FROM feature_card(?, ?, ?)", [*key]).fetchall() == expected
     assert len(expected) > (7 if feature == SILENT else 14)
+
+
+def test_every_macro_of_the_catalogue_has_the_comment_that_the_page_lists(catalog) -> None:
+    found = catalog.sql("SELECT function_name, comment FROM duckdb_functions() WHERE NOT internal").fetchall()
+    comments = dict(found)
+    assert len(comments) == len(found) == len(macros()) + 2 and None not in comments.values()
+    section = macros_section()
+    for macro in macros():
+        assert comments[macro.name] == macro.description
+        assert f"| `{macro.name}({macro.parameters})` | {macro.description} |" in section
+
+
+def test_labels_begin_with_what_a_reader_wants(catalog) -> None:
+    columns = catalog.sql("FROM labels(NULL, NULL)").columns
+    first = ["run", "layer", "feature", "label", "f1", "f1_low", "f1_high", "promoted"]
+    assert columns[:8] == first and sorted(columns) == sorted(catalog.sql("FROM label").columns)
 
 
 def test_every_macro_has_an_example_that_returns_rows(study, catalog) -> None:

@@ -236,11 +236,17 @@ def _circuit(name: str) -> dict[str, Rows]:
     for layer, contribution in ((1, 0.5), (0, -0.7)):
         edge = own | {"layer": layer, "head": 1, "query": 11, "key": 3, "score": 2.0, "mean_score": 0.5,
                       "mean_score_plain": 0.4, "pattern": 0.8, "contribution": contribution}  # fmt: skip
-        sides = {"query_source": f"0/7 {token(11)}", "key_source": f"embedding {token(3)}"}
+        query = {
+            "query_source": f"0/7 {token(11)}",
+            "query_kind": "feature",
+            "query_layer": 0,
+            "query_feature": 7,
+        }
+        sides = query | {"key_source": f"embedding {token(3)}", "key_kind": "embedding"}
         attention += [
             edge | {"kind": "pair", "rank": 0, "effect": 1.25 + layer, **sides},
             edge | {"kind": "query", "rank": 0, "effect": 0.5, "relative_effect_plain": 0.3, "effect_frozen": 0.5,
-                    "effect_free": 0.4, "pattern_free": 0.1, "root_free": 0.2, "query_source": sides["query_source"]},
+                    "effect_free": 0.4, "pattern_free": 0.1, "root_free": 0.2, **query},
             edge | {"kind": "key", "rank": 0, "effect": 0.7, "relative_effect_plain": 0.6,
                     "key_source": sides["key_source"]},
         ]  # fmt: skip

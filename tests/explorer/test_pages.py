@@ -201,6 +201,10 @@ def test_a_head_edge_opens_the_pairs_of_its_score(visit) -> None:
     text = visit.text()
     # the edge that passes most to the root is open
     assert "Head 0.1 at" in text and "+1.25" in text and "Sources of the key alone" in text
+    # the feature has its label in both tables, the embedding has none
+    label = escape_invisible(f"`{HOSTILE[0]}` after `b` (F1 0.9)")
+    section = "section:has(h2:text-is('Why heads read what they read'))"
+    assert visit.page.locator(f"{section} td .label").all_inner_texts() == [label] * 2
     visit.page.get_by_role("link", name="1.1", exact=True).click()
     visit.page.locator("p", has_text="Head 1.1 at").wait_for()
     assert parameters(visit)["head"] == "1.1.11.3"

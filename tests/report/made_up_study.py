@@ -209,8 +209,40 @@ def _behaviour() -> dict[str, list[dict]]:
         "layer": 0,
         "component": 1,
     }
+    own = {
+        "behaviour": BEHAVIOUR, "template": 0, "text": "the {thing} a", "target": "logit b vs c", "n_prompts": 5,
+        "share": 0.75, "influence": 0.5,
+    }  # fmt: skip
+    feature = {"kind": "feature", "run": "tc-a", "layer": 0, "role": 1, "token": "a"}
+    edge = {"behaviour": BEHAVIOUR, "template": 0, "effect": 0.5}
+    outcome = {"case_study": BEHAVIOUR, "measure": "metric"}
+    measured = {
+        "untouched": 4.0,
+        "features ablated": 0.0,
+        "common circuit alone": 3.0,
+        "without common circuit": 1.0,
+        "random features alone": 0.5,
+        "without random features": 3.5,
+        "all aggregated features alone": 4.0,
+        "without all aggregated features": 0.25,
+    }
     return {
         f"circuits/{BEHAVIOUR}/faithfulness": faithful,
+        f"circuits/{BEHAVIOUR}/aggregate_node": [
+            {**own, "node": 0, "kind": "embedding", "role": 0, "token": "{thing}", "is_common": True},
+            {**own, **feature, "node": 1, "feature": 3, "is_common": True},
+            {**own, **feature, "node": 2, "feature": 9, "is_common": False},
+            {**own, "node": 3, "kind": "root", "role": 1, "token": "a", "is_common": True},
+        ],
+        f"circuits/{BEHAVIOUR}/aggregate_edge": [
+            {**edge, "source": source, "target": target, "is_common": source != 2}
+            for source, target in ((0, 1), (1, 3), (2, 3))
+        ],
+        f"circuits/{BEHAVIOUR}/outcome": [
+            {**outcome, "condition": condition, "prompt": i, "half": half, "value": value + i}
+            for condition, value in measured.items()
+            for i, half in enumerate(("finding", "testing", "testing"))
+        ],
         f"circuits/{BEHAVIOUR}/causal": [
             {**causal, "prompt": i, "effect": 0.5 + i, "kl": 0.1} for i in range(2)
         ],

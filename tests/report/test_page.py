@@ -101,6 +101,24 @@ def test_versions_machine_hashes_and_config_are_listed(written) -> None:
         assert name.replace("made/", "corpus/") in written.page.text, name
 
 
+def test_the_common_circuit_of_a_behaviour_is_drawn_and_its_shares_are_of_testing_prompts(written) -> None:
+    shares = [
+        [row[name] for name in ("features", "n_prompts", "untouched", "ablated", "recovered", "remaining")]
+        for row in written.page.rows["common_shares:plural"]
+    ]
+    assert shares == [
+        ["common circuit", 2, 5.5, 1.5, 0.75, 0.25],
+        ["random features", 2, 5.5, 1.5, 0.125, 0.875],
+        ["all aggregated features", 2, 5.5, 1.5, 1.0, 0.0625],
+    ]
+    assert [row["node"] for row in written.page.rows["common_nodes:plural"]] == [0, 1, 3]
+    (drawn,) = re.findall(
+        r"<svg[^>]*>(?:(?!</svg>).)*common to the graphs of.*?</svg>", written.html, re.DOTALL
+    )
+    # the feature with its label, and not the one that few graphs have
+    assert "b vs c" in drawn and "{thing}" in drawn and "0/9" not in drawn and "logits" in drawn
+
+
 def test_what_the_corpus_left_out_is_listed(written) -> None:
     assert written.page.cells["notices"] == [["train", "blank", "2", "2 documents of the are blank"]]
     assert "The corpus left nothing out" not in written.page.text

@@ -15,7 +15,8 @@ from circuitloom.config.cases import KINDS
 from circuitloom.config.dictionaries import IMPORT_KEYS
 from circuitloom.config.published import commit_of
 from circuitloom.config.yaml_files import refuse_repeated_keys
-from circuitloom.core.layout import BEHAVIOUR_TABLES, FEATURE_TABLES, TRACE_TABLES
+from circuitloom.core.layout import AGGREGATE_TABLES, BEHAVIOUR_TABLES
+from circuitloom.core.layout import FEATURE_TABLES, TRACE_TABLES
 from circuitloom.core.layout import NEURONS, Layout
 from circuitloom.core.provenance import CodeHasher
 from circuitloom.core.hub import is_hub_name
@@ -264,9 +265,14 @@ def traced_run(trace):
 
 
 def behaviour_tables(runs):
-    """Returns the names of a behaviour's tables. `feature_effect` is one of them only if a run writes to resid_mid."""
-    resid_mid = any(STUDY.runs[run].site_out == "resid_mid" for run in runs)
-    return [t for t in BEHAVIOUR_TABLES if resid_mid or t != "feature_effect"]
+    """Returns the names of a behaviour's tables. `feature_effect` is one of them only if a run writes to resid_mid.
+    Tables of the common circuit need a run that prompts can be traced through."""
+    made = {"causal", "faithfulness"}
+    if any(STUDY.runs[run].site_out == "resid_mid" for run in runs):
+        made.add("feature_effect")
+    if any(run in STUDY.traceable for run in runs):
+        made.update((*AGGREGATE_TABLES, "outcome"))
+    return [table for table in BEHAVIOUR_TABLES if table in made]
 
 
 def trace_outputs(traces):

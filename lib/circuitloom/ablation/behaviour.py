@@ -1,4 +1,4 @@
-"""Compute the tables of a behaviour: `causal`, `faithfulness` and `feature_effect`."""
+"""Compute the tables of a behaviour: effects of components, and the common circuit of its prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ..attribution.tracer import Tracer
 from ..config.activations import MLP_OUTPUTS
 from ..config.circuits import Behaviour, parse_target
 from ..core.progress import progress
-from ..core.tables import CAUSAL, FAITHFULNESS, FEATURE_EFFECT, Table
+from ..core.tables import AGGREGATE_EDGE, AGGREGATE_NODE, CAUSAL, FAITHFULNESS, FEATURE_EFFECT, OUTCOME, Table
 from ..corpus.prompt_text import PromptText, print_notes, read_prompt
+from ..corpus.templates import FINDING, DrawnPrompt, draw_prompts, group_prompts
 from ..corpus.tokenizer import Tokenizer
 from ..dictionaries.cross_layer import LayerDictionary
 from ..dictionaries.dictionary import Dictionary
@@ -24,7 +26,17 @@ from .causal_effects import (
     causal_effects,
     mean_attribution,
     mean_effect,
+    original_logits,
     replacement_values,
+)
+from .common_circuit import (
+    align_drawn,
+    common_outcomes,
+    edge_rows,
+    find_common,
+    means_by_layer,
+    node_rows,
+    target_roots,
 )
 from .components import Basis, feature_basis, head_basis, neuron_basis
 from .faithfulness import FaithfulnessCurve, faithfulness_curve, rank
@@ -33,6 +45,8 @@ from .metrics import Metric, PromptMetric, logit, logit_difference, make_prompt_
 
 Runs = Mapping[str, Mapping[int, LayerDictionary]]
 """Dictionaries by run and layer: runs[run][layer]."""
+METRIC_MEASURE = "metric"
+"""Value of the column `measure` in the table `outcome` of a behaviour."""
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Each batch is a pair of arrays [sequence, position]: token ids, and a mask of the positions to measure."""
 
@@ -59,24 +73,83 @@ class Budget:
 def behaviour_tables(
     name: str, model: LanguageModel, tokenizer: Tokenizer, runs: Runs, behaviour: Behaviour, context: int
 ) -> dict[str, pa.Table]:
-    """Returns the tables `causal`, `faithfulness` and `feature_effect` of a behaviour, keyed by table name.
+    """Returns the tables of `component_tables` and `common_tables` of a behaviour, keyed by table name.
 
     Components are taken from `default_bases`. A prompt may have up to `context` tokens. Raises ValueError if a prompt
     cannot be tokenized, is too short or is too long. Also raises ValueError if an answer of a target is not one token.
     What is read in another way than one may think is printed.
     """
-    read = [
-        read_prompt(example.text, tokenizer, context, example.special_tokens) for example in behaviour.prompts
-    ]
-    parsed = [
-        parse_metric(example.target, text) for example, text in zip(behaviour.prompts, read, strict=True)
-    ]
-    notes = [note for text, (_, own) in zip(read, parsed, strict=True) for note in (*text.notes, *own)]
+    drawn = _draw(behaviour, tokenizer, context)
+    prompts, notes = read_prompts(drawn, tokenizer, context)
     print_notes(name, notes)
-    tokens = [torch.from_numpy(text.token) for text in read]
-    prompts = make_prompt_metrics(tokens, [metric for metric, _ in parsed], tokenizer.separator_id)
     budget = Budget(measured=behaviour.measured, per_source=behaviour.per_source, targets=behaviour.targets)
-    return component_tables(name, model, prompts, runs, budget, behaviour.ablations)
+    tables = component_tables(name, model, prompts, runs, budget, behaviour.ablations)
+    run = next((run for run, own in runs.items() if all(each.is_transcoder for each in own.values())), None)
+    if run is None:
+        return tables
+    tracer = Tracer(model, tokenizer, run, runs[run], context)
+    return tables | common_tables(name, tracer, drawn, prompts, behaviour)
+
+
+def _draw(behaviour: Behaviour, tokenizer: Tokenizer, context: int) -> list[DrawnPrompt]:
+    """Returns the prompts of a behaviour: its templates, filled, or its texts as they are."""
+    if behaviour.slots:
+        return draw_prompts(behaviour.prompts, behaviour.slots, behaviour.count, behaviour.seed)
+    read = [read_prompt(each.text, tokenizer, context, each.special_tokens) for each in behaviour.prompts]
+    return group_prompts(behaviour.prompts, read)
+
+
+def common_tables(
+    name: str,
+    tracer: Tracer,
+    drawn: Sequence[DrawnPrompt],
+    prompts: Sequence[PromptMetric],
+    behaviour: Behaviour,
+) -> dict[str, pa.Table]:
+    """Returns the tables `aggregate_node`, `aggregate_edge` and `outcome` of a behaviour, keyed by table name.
+
+    They are about templates with prompts in both halves, and empty if there are none. Ablated features are set to the
+    first value of `behaviour.ablations`; a mean is over the finding half.
+    """
+    halves = [{each.half for each in drawn if each.template == i} for i in range(len(drawn))]
+    own = [i for i, each in enumerate(drawn) if len(halves[each.template]) == 2]
+    finding = [i for i in own if drawn[i].half == FINDING]
+    common = None
+    if finding and behaviour.aggregated:
+        basis = feature_basis(tracer.run, tracer.dictionaries)
+        kind = behaviour.ablations[0]
+        values = replacement_values(tracer.language_model, basis, [prompts[i] for i in finding], kind)
+        texts = [(each.text, each.target) for each in behaviour.prompts]
+        aligned = align_drawn(tracer, drawn, texts, behaviour.slots)
+        templates = [each for each in aligned if set(each.prompts) <= set(own)]
+        chosen = finding[: behaviour.aggregated]
+        means, roots = means_by_layer(basis, values), target_roots(tracer, drawn)
+        common = find_common(
+            tracer, templates, prompts, roots, chosen, behaviour.common, behaviour.seed, means
+        )
+    outcome: list[dict[str, Any]] = []
+    if common is not None:
+        measured = common.measured
+        outcome = [
+            row
+            for row in common_outcomes(
+                name, METRIC_MEASURE, common, [(each.text, each.half) for each in drawn]
+            )
+            if row["prompt"] in measured
+        ]
+        for i in measured:
+            value = prompts[i].metric(original_logits(tracer.language_model, prompts[i])[None])
+            first = next(row for row in outcome if row["prompt"] == i)
+            outcome.append(first | {"condition": "untouched", "value": float(value)})
+    return {
+        AGGREGATE_NODE.name: pa.Table.from_pylist(
+            [] if common is None else list(node_rows(name, common)), schema=AGGREGATE_NODE.schema
+        ),
+        AGGREGATE_EDGE.name: pa.Table.from_pylist(
+            [] if common is None else list(edge_rows(name, common)), schema=AGGREGATE_EDGE.schema
+        ),
+        OUTCOME.name: pa.Table.from_pylist(outcome, schema=OUTCOME.schema),
+    }
 
 
 def parse_metric(target: str, prompt: PromptText) -> tuple[Metric, list[str]]:
@@ -89,6 +162,21 @@ def parse_metric(target: str, prompt: PromptText) -> tuple[Metric, list[str]]:
     numbers = [answer.token_id for answer in answers]
     metric = logit_difference(*numbers) if parsed.against else logit(*numbers)
     return metric, [answer.note for answer in answers if answer.note]
+
+
+def read_prompts(
+    prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
+) -> tuple[list[PromptMetric], list[str]]:
+    """Returns the tokens and the metric of each prompt, and distinct notes on how texts and answers were read. Raises
+    ValueError if a text cannot be tokenized, or if an answer is not one token."""
+    tokens, metrics, notes = [], [], []
+    for prompt in prompts:
+        read = read_prompt(prompt.text, tokenizer, context_length, prompt.special_tokens)
+        metric, own = parse_metric(prompt.target, read)
+        tokens.append(torch.from_numpy(read.token))
+        metrics.append(metric)
+        notes += [*read.notes, *own]
+    return make_prompt_metrics(tokens, metrics, tokenizer.separator_id), list(dict.fromkeys(notes))
 
 
 def default_bases(model: LanguageModel, runs: Runs) -> list[Basis]:

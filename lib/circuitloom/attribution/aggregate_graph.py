@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from ..core.intervals import half_interval
 from .direct_effects import source_columns
@@ -188,24 +187,3 @@ def firing_counts(models: Sequence[tuple[LinearizedModel, Sequence[int]]]) -> Co
         for layer, position, feature in zip(*(column.tolist() for column in columns), strict=True):
             counts[RoleFeature(layer, roles[position], feature)] += 1
     return counts
-
-
-def slot_roles(
-    parts: Sequence[tuple[int, int, bool]], offsets: Int[np.ndarray, "token 2"]
-) -> list[tuple[int, int]]:
-    """Returns the role of each token of a filled template, as (part, place). Equal roles are the same place.
-
-    `parts` are the literal texts and slots of the template as (start, end, is a slot), in characters of the filled
-    text. A token belongs to the part of its last character. In a literal text, places count from its first token. In a
-    slot, they count from its last token, which is -1: the last tokens of words of different lengths have one role.
-    """
-    of_token = []
-    for start, end in offsets.tolist():
-        last = max(start, end - 1)
-        of_token.append(next((i for i, part in enumerate(parts) if part[0] <= last < part[1]), len(parts)))
-    total, seen, roles = Counter(of_token), Counter(), []
-    for part in of_token:
-        is_slot = part < len(parts) and parts[part][2]
-        roles.append((part, seen[part] - total[part] if is_slot else seen[part]))
-        seen[part] += 1
-    return roles

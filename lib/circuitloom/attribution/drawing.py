@@ -74,6 +74,39 @@ class GraphDrawing:
         )
         return cls(name, run, target, tokens, layers, nodes, edges, labels.get(run, {}))
 
+    @classmethod
+    def common(
+        cls,
+        nodes: Sequence[Row],
+        edges: Sequence[Row],
+        layers: int,
+        labels: Mapping[str, LabelsByFeature] | None = None,
+    ) -> "GraphDrawing":
+        """Returns the drawing of what is common to the prompts of a template. `nodes` and `edges` are the template's
+        rows of the tables `aggregate_node` and `aggregate_edge`. Positions are roles. `labels` are those of each
+        run."""
+        (root,) = (row for row in nodes if row["kind"] == "root")
+        run = next((row["run"] for row in nodes if row["run"]), "")
+        tokens = [""] * (1 + max(row["role"] for row in nodes))
+        for row in nodes:
+            tokens[row["role"]] = row["token"]
+        own = [
+            {
+                **row,
+                "kind": "difference" if row is root else row["kind"],
+                "is_root": row is root,
+                "in_graph": True,
+                "position": row["role"],
+                "token": root["target"].removeprefix("logit ") if row is root else row["token"],
+            }
+            for row in nodes
+            if row["is_common"]
+        ]
+        kept = {row["node"] for row in own}
+        between = [row for row in edges if row["is_common"] and {row["source"], row["target"]} <= kept]
+        name = f"common to the graphs of {root['n_prompts']} prompts"
+        return cls(name, run, root["target"], tokens, layers, own, between, (labels or {}).get(run, {}))
+
 
 def draw_graph(graph: GraphDrawing, path: Path | str) -> None:
     """Draw the pruned graph of a trace and save the figure. The constant node is left out."""

@@ -70,7 +70,7 @@ def print_attention(
         pairs.add_row("all other pairs", "", f"{rest:+.3f}")
         console.print(pairs, highlight=False)
         for side, effects in (("query", each.query), ("key", each.key)):
-            console.print(_side_table(attention, each, side, effects, rows), highlight=False)
+            console.print(_side_table(attention, each, side, effects, rows, labels), highlight=False)
     console.print(
         "lost: what goes if the source is removed from this side alone; frozen: all else held, free: nothing held\n"
         f"explained in {attention.seconds:.2f} s",
@@ -90,6 +90,7 @@ def _side_table(
     side: str,
     effects: SideEffects,
     rows: TraceRows,
+    labels: FeatureLabels,
 ) -> Table:
     """Returns a table of the sources of one side of a head edge."""
     measured = {ablation: i for i, ablation in enumerate(attention.checks.ablations)}
@@ -98,7 +99,6 @@ def _side_table(
         f"{side}'s source", "adds", "less the mean", "lost, frozen", "lost, free", "attention lost", "target lost",
         box=None, header_style="dim",
     )  # fmt: skip
-    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for source, effect, plain in zip(
@@ -109,13 +109,15 @@ def _side_table(
         if i is not None:
             found = (drops.frozen[i], drops.free[i], drops.pattern[i], drops.targets[i, 0])
         values = [f"{float(value):+.3f}" for value in (effect, plain, *found)]
-        table.add_row(escape(rows.source_name(source)), *values)
+        table.add_row(_source_text(rows, labels, source), *values)
     return table
 
 
 def _source_text(rows: TraceRows, labels: FeatureLabels, source: int) -> str:
-    row = source_row(rows.trace, source)
-    label = labels.get((row.get("layer", -1), row.get("feature", -1)))
+    label = None
+    if source < len(rows.trace.model.features):
+        row = source_row(rows.trace, source)
+        label = labels.get((row["layer"], row["feature"]))
     return escape(rows.source_name(source)) + (f" [dim]{escape(label)}[/dim]" if label else "")
 
 
@@ -252,6 +254,20 @@ def subgraph_features(trace: Trace) -> set[tuple[int, int]]:
         return set()
     features = trace.model.features
     pairs = torch.stack([features.layer[best.active], features.feature[best.active]], 1)
+    return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}
+
+
+def attention_features(attention: AttentionTrace, trace: Trace) -> set[tuple[int, int]]:
+    """Returns (layer, feature) of each feature that is a source of an attention score."""
+    columns = [
+        column
+        for each in attention.edges
+        for column in (each.pairs.query_source, each.pairs.key_source, each.query.source, each.key.source)
+    ]
+    features = trace.model.features
+    source = torch.cat([torch.empty(0, dtype=torch.int64), *(column.cpu() for column in columns)])
+    active = source[source < len(features)].to(features.layer.device)
+    pairs = torch.stack([features.layer[active], features.feature[active]], 1)
     return {(int(layer), int(feature)) for layer, feature in pairs.unique(dim=0)}
 
 

@@ -1,23 +1,13 @@
-"""Inputs of every case study: model, tokenizer, dictionaries, and prompts filled from templates."""
+"""Inputs of every case study: model, tokenizer and dictionaries."""
 
-import itertools
-import math
-import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..attribution.tracer import Tracer
-from ..config.cases.base import Slots, slots_of
 from ..corpus.tokenizer import Tokenizer, load_tokenizer
 from ..dictionaries.cross_layer import LayerDictionary, load_layers
 from ..language_model.model import LanguageModel, load_model
-
-FINDING, TESTING = "finding", "testing"
-"""Halves of the prompts. Circuits are chosen on the finding half. Claims are measured on the testing half."""
-MAX_LISTED = 10_000
-"""Maximum number of word combinations to list and shuffle. If there are more, combinations are drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +47,3 @@ def open_context(
         of_run[folder.parent.name].append(folder)
     dictionaries = {run: load_layers(own, loaded.device, dtype) for run, own in of_run.items()}
     return CaseContext(loaded, load_tokenizer(tokenizer), dictionaries, context_length)
-
-
-def fill_templates(templates: Sequence[str], slots: Slots, count: int, seed: int) -> list[tuple[str, ...]]:
-    """Returns up to `count` distinct fillings of a group of templates. A filling uses the same words in all templates.
-    The slots `NAME` and `NAME_2` get different words."""
-    names = [name for name in slots if any(name in slots_of(template) for template in templates)]
-    choices = [slots[name] for name in names]
-    if math.prod(map(len, choices)) <= MAX_LISTED:
-        drawn = list(itertools.product(*choices))
-        random.Random(seed).shuffle(drawn)
-    else:
-        generator = random.Random(seed)
-        draws = (tuple(generator.choice(words) for words in choices) for _ in range(20 * count))
-        drawn = list(dict.fromkeys(draws))
-    filled = []
-    for words in drawn:
-        values = dict(zip(names, words, strict=True))
-        if any(values[name] == values.get(f"{name}_2") for name in names):
-            continue
-        texts = tuple(_fill(template, values) for template in templates)
-        filled += [] if texts in filled else [texts]
-        if len(filled) == count:
-            break
-    return filled
-
-
-def _fill(template: str, values: dict[str, str]) -> str:
-    return re.sub(r"\{([a-z_0-9]+)\}", lambda match: values.get(match[1], match[0]), template)

@@ -8,7 +8,7 @@ import duckdb
 from ..core.atomic_io import atomic_path
 from ..core.layout import TABLE_FOLDERS, Layout
 from ..core.tables import TABLES, Table
-from .queries import macros
+from .queries import comment_on, macros
 from .study_files import StudyFiles
 
 STORAGE_VERSION = "v1.2.0"
@@ -55,12 +55,14 @@ def build_catalog(folder: Path) -> Path:
 def statements(folder: Path) -> Iterator[str]:
     """Yields the SQL statements that create the catalogue of the study in `folder`."""
     yield ROOT
+    yield comment_on("root", "Folder of the study, with glob characters escaped.")
     yield f"CREATE MACRO spacing() AS '{StudyFiles(folder).spacing()}'"
+    yield comment_on("spacing", "Text between two tokens: a blank if tokens are words, else nothing.")
     # a macro or view must exist before it is used
-    yield from (macro.sql for macro in macros() if not macro.is_table)
+    yield from (statement for macro in macros() if not macro.is_table for statement in macro.statements)
     for table in TABLES:
         yield _view(table, [place for place, tables in TABLE_FOLDERS.items() if table.name in tables], folder)
-    yield from (macro.sql for macro in macros() if macro.is_table)
+    yield from (statement for macro in macros() if macro.is_table for statement in macro.statements)
 
 
 def _view(table: Table, folders: Sequence[str], folder: Path) -> str:

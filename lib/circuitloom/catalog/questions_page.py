@@ -8,7 +8,7 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from .output import write_result
-from .queries import NamedQuery, fill_in, questions, quoted
+from .queries import NamedQuery, fill_in, macros, questions, quoted
 from .sandbox import open_sandbox, run_statement
 
 WIDTH = 150
@@ -19,6 +19,14 @@ Questions about features as SQL over the catalogue of a study, with results. Gen
 `circuitloom sql "SELECT ..." --study NAME`, or in a notebook
 `circuitloom.open_catalog("results/NAME").sql("SELECT ...").df()`. [formats.md](formats.md) lists tables and macros.
 """
+MACROS = """
+## Macros
+
+The catalogue says the same: `SELECT function_name, parameters, comment FROM duckdb_functions() WHERE NOT internal`.
+[formats.md](formats.md) has an example of each.
+
+| macro | what it gives |
+|---|---|"""
 ANNOTATED = "concept"
 """Word in the SQL of every question that needs annotated concepts."""
 
@@ -43,7 +51,16 @@ def queries_page(studies: Mapping[Path, str]) -> str:
             for study in catalogs
             for part in _answer(question, study, catalogs[study], parameters[study])
         ]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join([*parts, macros_section()]).rstrip() + "\n"
+
+
+def macros_section() -> str:
+    """Returns the list of all macros, as Markdown. It has the comments that the catalogue stores."""
+    lines = [
+        f"| `{macro.name}({macro.parameters})` | {macro.description.replace('|', chr(92) + '|')} |"
+        for macro in sorted(macros(), key=lambda macro: macro.name)
+    ]
+    return "\n".join([MACROS, *lines, ""])
 
 
 def question_parameters(catalog: DuckDBPyConnection, pattern: str) -> dict[str, Any]:

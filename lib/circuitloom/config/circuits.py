@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from .base import Batch, Section
+from .templates import Aggregation, Slots, check_slots
 
 RESERVED = ("weights",)
 """Names that prompts and behaviours cannot have, because other folders of the stage have these names."""
@@ -283,12 +284,20 @@ class BehaviourPrompt(Section):
         return self
 
 
-class Behaviour(Section):
+class Behaviour(Aggregation):
     """A behaviour is a set of prompts, each with a metric. Features, heads and neurons are ablated to find out what the
-    behaviour depends on."""
+    behaviour depends on. The attribution graphs of its prompts are joined to one graph per template."""
 
     prompts: Annotated[list[BehaviourPrompt], Field(min_length=1)]
-    """Texts of the behaviour, each with its metric."""
+    """Texts of the behaviour, each with its metric. With `slots`, these are templates. Without, prompts with the same
+    target and number of tokens are those of one template, and belong to the finding and the testing half in turn."""
+    slots: Slots = {}
+    """Maps the name of each slot to the words that can fill it. In texts and targets, `{name}` is replaced by a word of
+    `slots`."""
+    count: Annotated[int, Field(ge=2)] = 16
+    """With `slots`: number of prompts, drawn from the templates in turn."""
+    seed: NonNegativeInt = 0
+    """Seed of the words that fill slots, and of the random features that the common circuit is compared with."""
     runs: list[str] | None = None
     """Runs whose features are ablated. With null, it is the run of traced transcoders. Heads and neurons are always
     ablated."""
@@ -302,6 +311,13 @@ class Behaviour(Section):
     tokens on which the feature fires are used."""
     targets: PositiveInt | None = 32
     """Number of changed MLP features to list per ablated feature. With null, all changed features are listed."""
+
+    @model_validator(mode="after")
+    def _slots_are_filled(self) -> "Behaviour":
+        # without slots, braces are text
+        if self.slots:
+            check_slots([part for each in self.prompts for part in (each.text, each.target)], self.slots)
+        return self
 
 
 T = TypeVar("T", Prompt, Behaviour)

@@ -26,8 +26,8 @@ TRACE_TABLES = (
     "subgraph",
     "subgraph_node",
 )
-BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect")
 AGGREGATE_TABLES = ("aggregate_node", "aggregate_edge")
+BEHAVIOUR_TABLES = ("causal", "faithfulness", "feature_effect", *AGGREGATE_TABLES, "outcome")
 COMPARED_TABLES = ("compared_run", "compared_prompt")
 WEIGHTS_TABLES = ("deembedding", "connection", "blind")
 

@@ -99,6 +99,9 @@ def greater_than_load(case: GreaterThanCase, width: int, shape: ModelShape) -> C
     plain += half * 2 * 2 * (_sizes(width, 2) + _sizes(neurons, 2))
     ablated = prompts + 2 * 7 * half + 2 * half
     plain += 2 * case.traced * TRACE_PASSES * case.length
+    if case.aggregated:
+        ablated += 2 * COMMON_PASSES * min(case.aggregated, half)
+        plain += (2 + TRACE_PASSES) * min(case.aggregated, half)
     return CaseLoad(length * ablated, length * plain, ablated + plain)
 
 

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ..attribution.drawing import GraphDrawing, graph_figure
 from ..catalog.client import Answer, CatalogClient, Row
+from ..core.feature_labels import FeatureLabel
 from ..evaluation.pareto import pareto_figure
 from .graph import EDGES, GraphLayout, lay_out, readable_share
 from .plots import (
@@ -29,6 +31,8 @@ PANELS = 4
 """Maximum number of layers in the plots of training and densities."""
 PARETO_PANELS = 8
 """Maximum number of layers in the Pareto plot. One more panel shows all layers replaced at once."""
+TEMPLATES = 3
+"""Maximum number of templates of a behaviour whose common circuits are drawn."""
 EFFECTS = 2000
 """Maximum number of edges in the plot of predicted and measured effects."""
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -64,6 +68,18 @@ class TraceSection:
 
 
 @dataclass(frozen=True)
+class CommonSection:
+    """What the attribution graphs of a behaviour's prompts have in common."""
+
+    svg: str
+    """Picture of the common nodes and edges of the first templates."""
+    nodes: Answer
+    edges: Answer
+    shares: Answer
+    """What the common circuit recovers alone, and what remains without it."""
+
+
+@dataclass(frozen=True)
 class Sections:
     """Contents of the report that come from the catalogue."""
 
@@ -91,6 +107,8 @@ class Sections:
     traces: Answer
     traced: tuple[TraceSection, ...]
     behaviours: Mapping[str, Picture]
+    common: Mapping[str, CommonSection]
+    """By name of the behaviour. Behaviours without aggregated graphs are left out."""
     components: Answer
     claims: Mapping[str, Answer]
     """Claims of each case study, by name."""
@@ -165,6 +183,7 @@ def collect(
         traces=traces,
         traced=tuple(_traced(catalogue, row) for row in traces.rows),
         behaviours=behaviours,
+        common=_common(catalogue, behaviours),
         components=components,
         claims={
             row["case_study"]: catalogue.ask("claims_of_case", row["case_study"], case=row["case_study"])
@@ -223,6 +242,36 @@ def _behaviours(catalogue: AnswerLog) -> tuple[dict[str, Picture], Answer]:
         assert picture is not None
         pictures[row["behaviour"]] = picture
     return pictures, catalogue.ask("components")
+
+
+def _common(catalogue: AnswerLog, behaviours: Iterable[str]) -> dict[str, CommonSection]:
+    """Returns the common circuit of each behaviour. Behaviours without aggregated graphs are left out."""
+    found = {}
+    for name in behaviours:
+        if not catalogue.client.ask("common_nodes", behaviour=name).rows:
+            continue
+        nodes, edges, shares = (
+            catalogue.ask(query, name, behaviour=name)
+            for query in ("common_nodes", "common_edges", "common_shares")
+        )
+        layers = 1 + max((row["layer"] for row in nodes.rows if row["layer"] is not None), default=0)
+        labels: dict[str, dict[tuple[int, int], FeatureLabel]] = {}
+        for row in nodes.rows:
+            if label := FeatureLabel.of(row):
+                labels.setdefault(row["run"], {})[row["layer"], row["feature"]] = label
+        numbers = sorted({row["template"] for row in nodes.rows})[:TEMPLATES]
+        drawings = [
+            GraphDrawing.common(
+                [row for row in nodes.rows if row["template"] == number],
+                [row for row in edges.rows if row["template"] == number],
+                layers,
+                labels,
+            )
+            for number in numbers
+        ]
+        svg = inline_svg(graph_figure(drawings), nodes.name, nodes.description)
+        found[name] = CommonSection(svg, nodes, edges, shares)
+    return found
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:

@@ -20,10 +20,11 @@ from ...core.layout import ALL_LAYERS
 from ...core.progress import progress
 from ...core.tables import read_table
 from ...corpus.prompt_text import PromptText, print_notes, read_prompt
+from ...corpus.templates import fill_templates
 from ...corpus.tokens import open_tokens
 from ...evaluation.held_out import HeldOut, load_held_out
 from ..case_report import CaseReport
-from ..context import CaseContext, fill_templates
+from ..context import CaseContext
 from ..planted.report import PlantedResults
 from ..planted.study import measure_planted
 from .full_graph import FullGraph, full_graph

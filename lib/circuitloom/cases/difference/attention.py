@@ -24,10 +24,9 @@ from ...attribution.linearized_model import LinearizedModel
 from ...attribution.targets import find_roots, read_answers
 from ...attribution.tracer import Tracer
 from ...config.circuits import parse_target
+from ...corpus.templates import FINDING, TESTING, DrawnPrompt
 from ...language_model.query_key import HeadEdge
 from ..claims import Bootstrap, Claim, make_claim, ratio
-from ..context import FINDING, TESTING
-from .measurements import DrawnPrompt
 
 QUERY_PLACES = ("current", "earlier", "constant")
 KEY_PLACES = ("own", "previous", "earlier", "constant")

@@ -1,4 +1,4 @@
-"""Measurements of a logit difference: prompts, the search for a circuit, and tests of the circuit."""
+"""Measurements of a logit difference: the search for a circuit, and tests of the circuit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...ablation.behaviour import parse_metric
 from ...ablation.causal_effects import mean_attribution
 from ...ablation.circuits import (
     CircuitExperiment,
@@ -17,77 +16,8 @@ from ...ablation.circuits import (
 )
 from ...ablation.components import Basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
-from ...ablation.metrics import PromptMetric, make_prompt_metrics
+from ...ablation.metrics import PromptMetric
 from ...ablation.set_search import SetSearch
-from ...config.cases.base import Slots, slots_of
-from ...config.circuits import BehaviourPrompt
-from ...corpus.prompt_text import read_prompt
-from ...corpus.tokenizer import Tokenizer
-from ..context import FINDING, TESTING, fill_templates
-
-# Prompts
-
-
-@dataclass(frozen=True)
-class DrawnPrompt:
-    """A filled template and its target."""
-
-    text: str
-    target: str
-    """Target `logit TOKEN vs TOKEN`, filled with the same words as the text."""
-    half: str
-    """`finding` or `testing`."""
-    special_tokens: bool = False
-    """That of the template."""
-    template: int = 0
-    """Number of the template."""
-
-
-def draw_prompts(
-    templates: Sequence[BehaviourPrompt], slots: Slots, count: int, seed: int
-) -> list[DrawnPrompt]:
-    """Returns about `count` prompts with distinct texts, drawn from the templates in turn.
-
-    Each template gives half of its prompts to the finding half and the rest to the testing half. Templates with the
-    same slots get the same words in each half. Raises ValueError if a template gives only one text.
-    """
-    per_template = -(-count // len(templates))
-    filled: list[list[tuple[str, str]]] = []
-    slot_sets = [set(slots_of(template.text) + slots_of(template.target)) for template in templates]
-    for template, own in zip(templates, slot_sets, strict=True):
-        texts: dict[str, str] = {}
-        # if a slot is only in the target, the same text has several targets: keep the first
-        for text, target in fill_templates(
-            (template.text, template.target), slots, 4 * per_template, seed + slot_sets.index(own)
-        ):
-            texts.setdefault(text, target)
-        if len(texts) < 2:
-            raise ValueError(f"{template.text!r}: can be filled in one way only; add words to its slots")
-        filled.append(list(texts.items())[:per_template])
-    prompts: dict[str, DrawnPrompt] = {}
-    for turn in range(per_template):
-        for number, (template, own_texts) in enumerate(zip(templates, filled, strict=True)):
-            if turn < len(own_texts):
-                text, target = own_texts[turn]
-                half = FINDING if turn < len(own_texts) // 2 else TESTING
-                prompts.setdefault(text, DrawnPrompt(text, target, half, template.special_tokens, number))
-    return list(prompts.values())
-
-
-def read_prompts(
-    prompts: Sequence[DrawnPrompt], tokenizer: Tokenizer, context_length: int
-) -> tuple[list[PromptMetric], list[str]]:
-    """Returns the tokens and the metric of each prompt, and distinct notes on how texts and answers were read. Raises
-    ValueError if a text cannot be tokenized, or if an answer is not one token."""
-    tokens, metrics, notes = [], [], []
-    for prompt in prompts:
-        read = read_prompt(prompt.text, tokenizer, context_length, prompt.special_tokens)
-        metric, own = parse_metric(prompt.target, read)
-        tokens.append(torch.from_numpy(read.token))
-        metrics.append(metric)
-        notes += [*read.notes, *own]
-    return make_prompt_metrics(tokens, metrics, tokenizer.separator_id), list(dict.fromkeys(notes))
-
 
 # Search, on the finding half
 

@@ -1,37 +1,36 @@
 """Report of the case study of a logit difference: claims, text, tables and pictures."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...ablation.behaviour import faithfulness_rows
+from ...ablation.common_circuit import CommonCircuit, common_outcomes, edge_rows, node_rows
 from ...ablation.faithfulness import FaithfulnessCurve
 from ...attribution.drawing import GraphDrawing, graph_figure
 from ...attribution.trace_tables import TraceRows
 from ...config.cases.difference import DifferenceCase
 from ...core.plotting import BLUE, GREEN, VERMILION, styled
-from ..case_report import CaseReport, code_span, number, outcome_rows
+from ...corpus.templates import FINDING, TESTING, DrawnPrompt
+from ..case_report import CaseReport, number, outcome_rows
 from ..claims import Bootstrap, Claim, Statistic, fraction_of, make_claim
-from ..context import FINDING, TESTING
-from .attention import AnswerAttention, attention_claims, attention_sentences
-from .common import (
-    COMMON_CONDITIONS,
-    CommonCircuit,
-    common_drawing,
-    dropped,
-    edge_rows,
-    node_rows,
-    testing_metric,
+from ..common_circuit import (
+    CommonResults,
+    common_claims,
+    common_figure,
+    common_sentences,
+    metric_rows,
+    recovered_share,
+    worth_share,
 )
-from .measurements import BasisCurve, CircuitMetrics, DrawnPrompt, FoundCircuit
+from .attention import AnswerAttention, attention_claims, attention_sentences
+from .measurements import BasisCurve, CircuitMetrics, FoundCircuit
 
 CONDITIONS = (
     "untouched",
@@ -44,8 +43,6 @@ CONDITIONS = (
 """Values of the column `condition` in the table `outcome`."""
 MAX_NAMED = 10
 """Maximum number of components that the text names."""
-MAX_SHOWN = 5
-"""Maximum number of features of a template's common circuit that the text names."""
 COMPONENTS_SHOWN = 25
 """Maximum number of components in the picture."""
 Row = dict[str, Any]
@@ -72,6 +69,15 @@ class DifferenceResults:
     common: CommonCircuit | None = None
     """Common circuits of the templates. None if no graphs are aggregated."""
 
+    @property
+    def common_results(self) -> CommonResults | None:
+        """The common circuits, next to the metric of the untouched model."""
+        if self.common is None:
+            return None
+        untouched = self.metric[:, CONDITIONS.index("untouched")]
+        halves = [prompt.half for prompt in self.drawn]
+        return CommonResults(self.common, self.case, "logit difference", halves, untouched)
+
 
 def make_report(results: DifferenceResults) -> CaseReport:
     """Returns the report of the case study."""
@@ -82,7 +88,8 @@ def make_report(results: DifferenceResults) -> CaseReport:
     if results.attention is not None:
         bounds = (case.attends, case.attention_share, case.attention_remaining)
         claims += attention_claims(results.attention, *bounds, bootstrap)
-    claims += list(_common_claims(results, bootstrap))
+    if results.common_results is not None:
+        claims += common_claims(results.common_results, bootstrap)
     by_name = {claim.name: claim for claim in claims}
     components = component_rows(results, bootstrap)
     pruned = (size, by_name["faithful"].value, by_name["necessary"].value)
@@ -99,11 +106,11 @@ def make_report(results: DifferenceResults) -> CaseReport:
         answer=_answer(results, components, by_name),
         claims=claims,
         tables={
-            "outcome": _outcome_rows(results) + _common_outcomes(results),
+            "outcome": _outcome_rows(results),
             "component": components,
             "faithfulness": [row for each in results.curves for row in _curve_rows(results, each)],
-            "aggregate_node": _aggregate_nodes(results),
-            "aggregate_edge": [] if common is None else list(edge_rows(results.name, common, case)),
+            "aggregate_node": [] if common is None else list(node_rows(results.name, common)),
+            "aggregate_edge": [] if common is None else list(edge_rows(results.name, common)),
         },
         figures={
             "curve": (
@@ -123,7 +130,7 @@ def make_report(results: DifferenceResults) -> CaseReport:
                 "Pruned attribution graphs of finding prompts. Edges are direct effects between features, through any "
                 "number of heads.",
             ),
-            "common": _common_figure(results),
+            "common": common_figure(common, results.circuit.experiment.model.layers, case.traced),
         },
         method=_method(results, components),
     )
@@ -149,7 +156,7 @@ def _model_claims(metrics: CircuitMetrics, case: DifferenceCase, bootstrap: Boot
     yield make_claim("behaves", statement, right, case.positive, bootstrap)
     statement = "mean logit difference of the model, nats"
     yield make_claim("prefers", statement, metrics.preferred.tolist(), case.difference, bootstrap)
-    rows = _rows([metrics.transcoded, metrics.none, metrics.untouched])
+    rows = metric_rows([metrics.transcoded, metrics.none, metrics.untouched])
     statement = "share of the difference with transcoders instead of MLPs, without error terms"
     yield make_claim("explained", statement, rows, case.explained, bootstrap, recovered_share)
 
@@ -159,7 +166,7 @@ def _circuit_claims(
 ) -> Iterator[Claim]:
     ends = [metrics.none, metrics.untouched]
     statement = f"share of the difference that the circuit of {size} components recovers alone"
-    rows = _rows([metrics.alone, *ends])
+    rows = metric_rows([metrics.alone, *ends])
     yield make_claim("faithful", statement, rows, case.share, bootstrap, recovered_share)
     remaining = (
         ("necessary", "without the circuit", metrics.without, case.remaining),
@@ -172,13 +179,13 @@ def _circuit_claims(
     )
     for name, how, metric, bound in remaining:
         statement = f"share of the difference that remains {how}"
-        rows = _rows([metric, *ends])
+        rows = metric_rows([metric, *ends])
         yield make_claim(name, statement, rows, bound, bootstrap, recovered_share, relation="below")
     statement = (
         "mean distance between circuit and model, both without the same random subset of the circuit, as a share of "
         "the difference"
     )
-    rows = _rows([*ends, *(metrics.subset_circuit - metrics.subset_model).T])
+    rows = metric_rows([*ends, *(metrics.subset_circuit - metrics.subset_model).T])
     yield make_claim("complete", statement, rows, case.gap, bootstrap, mean_gap, relation="below")
     measured = metrics.worth.shape[1]
     which = (
@@ -187,7 +194,7 @@ def _circuit_claims(
         else f"{measured} components of the circuit, drawn at random,"
     )
     statement = f"share of {which} whose removal lowers the circuit's metric"
-    rows = _rows(list(metrics.worth.T))
+    rows = metric_rows(list(metrics.worth.T))
     yield make_claim("minimal", statement, rows, case.minimal, bootstrap, positive_share)
 
 
@@ -200,60 +207,12 @@ def _fewer_claim(
         "fewer",
         f"number of features and heads that recover {case.share:g} of the difference alone, divided by the number of "
         "neurons and heads",
-        _rows(columns),
+        metric_rows(columns),
         case.fewer,
         bootstrap,
         needed_ratio(n_features, n_neurons, case.share),
         relation="below",
     )
-
-
-def _common_claims(results: DifferenceResults, bootstrap: Bootstrap) -> Iterator[Claim]:
-    """Yields the claims about the common circuits on the testing half, each prompt with that of its template."""
-    if results.common is None:
-        return
-    case, common = results.case, results.common
-    metric, rows = testing_metric(common, results.drawn)
-    none, alone, without, random = metric[:, :4].T
-    ends = [none, results.metric[rows, CONDITIONS.index("untouched")]]
-    sizes = sorted({len(each.circuit) for each in common.templates})
-    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    features = f"{size} features in at least {case.common:.0%} of the template's graphs"
-    statement = (
-        f"share of the difference that the common circuit ({features}) recovers alone, all heads intact"
-    )
-    yield make_claim(
-        "common_sufficient", statement, _rows([alone, *ends]), case.common_alone, bootstrap, recovered_share
-    )
-    statement = "share of the difference that remains without the common circuit, all heads intact"
-    yield make_claim(
-        "common_necessary", statement, _rows([without, *ends]), case.common_without, bootstrap, recovered_share,
-        relation="below",
-    )  # fmt: skip
-    statement = (
-        "share of the difference that the common circuit recovers alone, minus that of as many random active features "
-        "per layer"
-    )
-    yield make_claim(
-        "common_over_random",
-        statement,
-        _rows([alone - random, *ends]),
-        case.over_random,
-        bootstrap,
-        worth_share,
-    )
-
-
-def recovered_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns (metric - none) / (untouched - none) of column means. The columns are metric, none, untouched."""
-    metric, none, untouched = rows[:, :, :3].mean(1).T
-    return fraction_of(metric - none, untouched - none)
-
-
-def worth_share(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
-    """Returns loss / (untouched - none) of column means. The columns are loss, none, untouched."""
-    loss, none, untouched = rows[:, :, :3].mean(1).T
-    return fraction_of(loss, untouched - none)
 
 
 def mean_gap(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
@@ -308,11 +267,6 @@ def needed(
     return np.where(enough.any(1), reached, np.nan)
 
 
-def _rows(columns: Sequence[Tensor]) -> Float[np.ndarray, "row column"]:
-    """Returns the columns side by side, as float64."""
-    return torch.stack([column.double() for column in columns], 1).numpy() if columns else np.empty((0, 0))
-
-
 # Text
 
 
@@ -348,8 +302,9 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
         f"{'zero' if results.case.ablation == 'zero' else 'their mean over the finding half'}."
     )
     read = [f"How prompts and answers were read: {_listed(results.notes)}."] if results.notes else []
+    common = [] if results.common_results is None else common_sentences(results.common_results)
     if not len(circuit.top):
-        return [prompts, *_common_sentences(results), *read]
+        return [prompts, *common, *read]
     own = [row for row in components if row["in_circuit"]]
     features = Counter(row["layer"] for row in own if row["kind"] == "feature")
     layers = ", ".join(f"{n} of layer {layer}" for layer, n in sorted(features.items()))
@@ -374,7 +329,7 @@ def _method(results: DifferenceResults, components: Sequence[Row]) -> list[str]:
             results, {(row["layer"], row["component"]) for row in own if row["kind"] == "feature"}
         ),
         *(attention_sentences(results.attention) if results.attention is not None else ()),
-        *_common_sentences(results),
+        *common,
         *read,
     ]
     return [sentence for sentence in sentences if sentence]
@@ -433,53 +388,6 @@ def _graph_overlap(results: DifferenceResults, circuit: set[tuple[int, int]]) ->
     return " ".join(sentences)
 
 
-def _common_sentences(results: DifferenceResults) -> list[str]:
-    """Returns what the common circuits are, and what they and random features do on the testing half."""
-    common, case = results.common, results.case
-    if common is None:
-        return []
-    metric, rows = testing_metric(common, results.drawn)
-    if not rows:
-        return []
-    ends = [metric[:, 0], results.metric[rows, CONDITIONS.index("untouched")]]
-    measured = [
-        recovered_share(_rows([metric[:, i], *ends])[None])[0] for i in range(1, len(COMMON_CONDITIONS))
-    ]
-    shares = ["an unknown share" if math.isnan(share) else number(float(share)) for share in measured]
-    n_graphs = sum(each.graph.n_prompts for each in common.templates)
-    features = [node for each in common.templates for node in each.graph.nodes if node.node.kind == "feature"]
-    n_common = sum(len(each.circuit) for each in common.templates)
-    sentences = [
-        f"**Common circuit.** The attribution graphs of {n_graphs} finding prompts are aggregated per template "
-        f"({len(common.templates)}); nodes are matched by role, the place of the token in the template. "
-        f"{n_common} of the {len(features)} features at roles are in the graphs of at least {case.common:.0%} of the "
-        "template's prompts: they are the common circuits.",
-        f"On the testing half, all heads and errors intact, a template's common circuit alone recovers {shares[0]} of "
-        f"what the features add to the logit difference, and {shares[1]} remains without it. With as many random "
-        f"features per layer, which fire at their roles equally often, these are {shares[2]} and {shares[3]}. "
-        f"With the features of any finding prompt's graph, they are {shares[4]} and {shares[5]}.",
-    ]
-    for each in common.templates:
-        best = sorted(
-            (
-                node
-                for node in each.graph.nodes
-                if node.node.kind == "feature" and each.graph.share(node) >= case.common
-            ),
-            key=lambda node: -node.influence,
-        )[:MAX_SHOWN]
-        named = ", ".join(
-            f"{node.node.layer}/{node.node.feature} at {code_span(each.roles[node.node.role].strip() or ' ')}"
-            for node in best
-        )
-        sentences.append(
-            f"{code_span(each.text)}: {len(each.circuit)} common features{f', first {named}' if named else ''}."
-        )
-    if left := dropped(common, results.drawn):
-        sentences.append(f"Prompts of templates without a graph: {left.total()}.")
-    return sentences
-
-
 # Tables
 
 
@@ -519,33 +427,15 @@ def component_rows(results: DifferenceResults, bootstrap: Bootstrap) -> list[Row
 
 def _outcome_rows(results: DifferenceResults) -> list[Row]:
     prompts = [(i, prompt.text, prompt.half) for i, prompt in enumerate(results.drawn)]
-    return [
+    rows = [
         row
         for condition, values in zip(CONDITIONS, results.metric.T.tolist(), strict=True)
         for row in outcome_rows(results.name, "logit difference", condition, prompts, values)
     ]
-
-
-def _common_outcomes(results: DifferenceResults) -> list[Row]:
-    if results.common is None:
-        return []
-    prompts = [(i, prompt.text, prompt.half) for i, prompt in enumerate(results.drawn)]
-    return [
-        row
-        for condition, values in zip(COMMON_CONDITIONS, results.common.metric.T.tolist(), strict=True)
-        for row in outcome_rows(
-            results.name,
-            "logit difference",
-            condition,
-            prompts,
-            [None if math.isnan(v) else v for v in values],
-        )
-    ]
-
-
-def _aggregate_nodes(results: DifferenceResults) -> list[Row]:
-    common, run = results.common, results.circuit.experiment.basis.parts[0].run or ""
-    return [] if common is None else list(node_rows(results.name, run, common, results.case))
+    if results.common is not None:
+        texts = [(prompt.text, prompt.half) for prompt in results.drawn]
+        rows += common_outcomes(results.name, "logit difference", results.common, texts)
+    return rows
 
 
 def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
@@ -559,25 +449,6 @@ def _curve_rows(results: DifferenceResults, curve: BasisCurve) -> list[Row]:
 
 
 # Pictures
-
-
-@styled
-def _common_figure(results: DifferenceResults) -> tuple[Figure, str]:
-    """Returns the picture of what is common to the graphs of the first templates, and its caption."""
-    common, case = results.common, results.case
-    if common is None:
-        figure = Figure(figsize=(5, 1))
-        figure.text(0.5, 0.5, "no graphs were aggregated", ha="center")
-        return figure, "No graphs were aggregated (`aggregated: 0`)."
-    run = results.circuit.experiment.basis.parts[0].run or ""
-    layers = results.circuit.experiment.model.layers
-    shown = common.templates[: case.traced]
-    return (
-        graph_figure([common_drawing(each, run, layers, case.common) for each in shown]),
-        f"Nodes and edges that are in the attribution graphs of at least {case.common:.0%} of a template's finding "
-        f"prompts, for {len(shown)} of {len(common.templates)} templates. A position is a role: a token, or a slot in "
-        "braces. Widths are mean effects.",
-    )
 
 
 @styled

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...ablation.behaviour import read_prompts
 from ...ablation.causal_effects import replacement_values, unablated_logits
 from ...ablation.circuits import (
     CircuitExperiment,
@@ -13,6 +14,7 @@ from ...ablation.circuits import (
     draw_subsets,
     measure_completeness,
 )
+from ...ablation.common_circuit import CommonCircuit, align_drawn, find_common, means_by_layer, target_roots
 from ...ablation.components import Basis, feature_basis, head_basis, neuron_basis
 from ...ablation.faithfulness import faithfulness_curve
 from ...ablation.metrics import PromptMetric
@@ -22,20 +24,17 @@ from ...config.cases.difference import DifferenceCase
 from ...config.circuits import Circuits, Prompt
 from ...core.progress import progress
 from ...corpus.prompt_text import print_notes
+from ...corpus.templates import FINDING, TESTING, DrawnPrompt, draw_prompts
 from ..case_report import CaseReport
-from ..context import FINDING, TESTING, CaseContext
+from ..context import CaseContext
 from .attention import measure_attention
-from .common import find_common
 from .measurements import (
     BasisCurve,
     CircuitMetrics,
     CircuitSearch,
-    DrawnPrompt,
     FoundCircuit,
     Ranking,
     choose_ranking,
-    draw_prompts,
-    read_prompts,
 )
 from .report import DifferenceResults, make_report
 
@@ -73,7 +72,7 @@ def study_difference(name: str, context: CaseContext, case: DifferenceCase) -> C
         traces = _trace(tracer, [prompt for prompt in drawn if prompt.half == FINDING][: case.traced])
         bar.update()
         # 6. Aggregate the graphs of the finding prompts, and ablate what they have in common on the testing half
-        common = find_common(context, case, drawn, prompts, circuit.experiment)
+        common = _find_common(tracer, case, drawn, prompts, circuit.experiment)
         bar.update()
         # 7. Explain why a head reads the right token's place
         attention = measure_attention(tracer, drawn) if case.attention else None
@@ -124,6 +123,25 @@ def measure_conditions(
         for prompt in prompts
     ]
     return torch.cat([without[:, :1], alone, without[:, 1:], torch.stack(transcoded)], 1)
+
+
+def _find_common(
+    tracer: Tracer,
+    case: DifferenceCase,
+    drawn: Sequence[DrawnPrompt],
+    prompts: Sequence[PromptMetric],
+    experiment: CircuitExperiment,
+) -> CommonCircuit | None:
+    """Returns the common circuits. Ablated features are set to the values of `experiment`."""
+    finding = [i for i, prompt in enumerate(drawn) if prompt.half == FINDING]
+    chosen = finding[: case.aggregated]
+    if not chosen:
+        return None
+    texts = [(template.text, template.target) for template in case.prompts]
+    templates = align_drawn(tracer, drawn, texts, case.slots)
+    means = means_by_layer(experiment.basis, experiment.values)
+    roots = target_roots(tracer, drawn)
+    return find_common(tracer, templates, prompts, roots, chosen, case.common, case.seed, means)
 
 
 def _test_circuit(

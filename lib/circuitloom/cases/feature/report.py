@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...config.cases import FeatureCase
 from ...core.plotting import BLUE, VERMILION, styled
+from ...corpus.templates import TESTING
 from ...evaluation.held_out import HeldOut
 from ..case_report import CaseReport, number, outcome_rows, source_rows
 from ..claims import Bootstrap, Claim, f1, make_claim, ratio
-from ..context import TESTING
 from .choice import Candidate, Choice
 from .measurements import (
     DirectSource,

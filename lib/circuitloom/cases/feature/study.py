@@ -13,6 +13,7 @@ from ...config.cases import FeatureCase
 from ...config.circuits import parse_feature
 from ...config.evaluation import Evaluation
 from ...corpus.prompt_text import AnswerToken, print_notes
+from ...corpus.templates import FINDING, TESTING, fill_templates
 from ...corpus.token_arrays import count_sequences
 from ...corpus.tokens import Tokens
 from ...evaluation.concept_matching import scored_activations, sparse_activations
@@ -20,7 +21,7 @@ from ...evaluation.held_out import HeldOut, load_sequences
 from ...language_model.hooks import Site
 from ...weights.deembedding import embed_vocabulary
 from ..case_report import CaseReport
-from ..context import FINDING, TESTING, CaseContext, fill_templates
+from ..context import CaseContext
 from .choice import (
     Choice,
     ChosenFeature,

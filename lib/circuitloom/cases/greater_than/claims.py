@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...ablation.causal_effects import AblationKind
+from ...ablation.common_circuit import CommonCircuit
 from ...config.cases.greater_than import GreaterThanCase
+from ...corpus.templates import TESTING
 from ..claims import (
     Bootstrap,
     Claim,
@@ -21,7 +23,7 @@ from ..claims import (
     mean_ranks,
     ratio,
 )
-from ..context import TESTING
+from ..common_circuit import CommonResults, common_claims
 from .measurements import (
     ALL_REPLACED,
     FEATURES,
@@ -62,7 +64,17 @@ def greater_than_claims(
     """Returns the claims about the metric, features, heads, start years and the circuit."""
     parts = (_metric_claims, _feature_claims, _head_claims, _year_claims, _circuit_claims)
     make = partial(make_claim, bootstrap=bootstrap)
-    return [claim for part in parts for claim in part(results, case, make)]
+    claims = [claim for part in parts for claim in part(results, case, make)]
+    if results.common is not None:
+        claims += common_claims(common_results(results, case, results.common), bootstrap)
+    return claims
+
+
+def common_results(
+    results: GreaterThanResults, case: GreaterThanCase, common: CommonCircuit
+) -> CommonResults:
+    """Returns the common circuit next to the metric of the untouched model."""
+    return CommonResults(common, case, "metric", results.prompts.half, results.conditions[UNTOUCHED])
 
 
 def _metric_claims(results: GreaterThanResults, case: GreaterThanCase, claim: MakeClaim) -> Iterator[Claim]:

@@ -10,21 +10,26 @@ from torch import Tensor
 
 from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations
+from ...ablation.common_circuit import CommonCircuit, find_common
 from ...ablation.components import Basis, feature_basis, neuron_basis
 from ...ablation.faithfulness import FaithfulnessCurve, faithfulness_curve, rank
+from ...ablation.feature_sets import MeanActivations
 from ...ablation.metrics import Metric, PromptMetric, RecordedPass, make_prompt_metrics
 from ...ablation.patching import HeadPatching, patch_heads, replace_mlp, set_mlp
 from ...attribution.capture import ModelWeights
 from ...attribution.direct_effects import AttributionTargets, logit_targets, source_columns, total_effects
+from ...attribution.graph import Roots
 from ...attribution.linearized_model import LinearizedModel
 from ...attribution.paths import FEATURE, HEAD, PathSearch, find_paths, paths_to_graph, target_reader
 from ...attribution.tracer import Tracer
+from ...config.cases.greater_than import GreaterThanCase
+from ...corpus.templates import FINDING, TESTING, align_template
 from ...dictionaries.dictionary import Dictionary
 from ...language_model.hooks import Edit, Site, capture, edited
 from ...language_model.model import LanguageModel
 from ...language_model.residual import norm_jvp
 from ...weights.deembedding import embedding_rows, encoder_in_residual, head_layers, head_vjp
-from .prompts import AnswerYears, YearPrompts
+from .prompts import AnswerYears, YearPrompts, prompt_slots, prompt_template, spread
 
 UNTOUCHED = "untouched"
 ALL_REPLACED = "all MLPs replaced"
@@ -424,6 +429,39 @@ def find_circuit(
     return circuit
 
 
+def find_common_years(
+    tracer: Tracer,
+    prompts: YearPrompts,
+    answers: AnswerYears,
+    case: GreaterThanCase,
+    means: MeanActivations | None,
+) -> CommonCircuit | None:
+    """Find what the graphs of `later_target` on prompts of the finding half have in common, and measure it on both
+    halves.
+
+    At most `case.aggregated` prompts of each half are used, at evenly spaced start years, because each takes dozens of
+    passes. Ablated features are set to `means`. Returns None if no graphs are made.
+    """
+    finding, testing = (
+        [i for i, own in enumerate(prompts.half) if own == half] for half in (FINDING, TESTING)
+    )
+    chosen, tested = ([half[i] for i in spread(len(half), case.aggregated)] for half in (finding, testing))
+    if not chosen:
+        return None
+    own = sorted(chosen + tested)
+    read = [tracer.read(prompts.text[i]) for i in own]
+    target = "later - other years" if answers.digits == "both" else f"later - other {answers.digits} digits"
+    text, slots = prompt_template(case, answers), prompt_slots(case)
+    template = align_template(text, target, slots, own, read, tracer.strings)
+    metrics = year_metrics(prompts, answers, tracer.tokenizer.separator_id)
+
+    def roots(number: int, model: LinearizedModel) -> Roots:
+        targets = later_target(model, answers, int(prompts.start[number]))
+        return Roots(targets, model.captured.resid_final.new_ones(1))
+
+    return find_common(tracer, [template], metrics, roots, chosen, case.common, case.seed, means)
+
+
 @dataclass(frozen=True)
 class InputContributions:
     """Contributions of each input to the target, over all paths. All contributions sum to the target."""
@@ -492,6 +530,8 @@ class GreaterThanResults:
     """Contributions of the inputs on some prompts of the testing half."""
     equal: Float[Tensor, " prompt"]
     """Result of `equal_probability`."""
+    common: CommonCircuit | None = None
+    """Result of `find_common_years`."""
 
     @property
     def head(self) -> int:

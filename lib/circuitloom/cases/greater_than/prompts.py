@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ...attribution.targets import tokenize_prompt
 from ...config.cases.greater_than import CENTURY, YEAR, Digits, GreaterThanCase
+from ...config.templates import Slots
 from ...corpus.prompt_text import find_token
+from ...corpus.templates import FINDING, TESTING, fill_templates
 from ...corpus.token_arrays import scored_positions
 from ...corpus.tokenizer import Tokenizer
-from ..context import FINDING, TESTING, fill_templates
 
+TENS = "tens_digit"
+"""Name of the slot at the end of prompts that ask for units."""
 MAX_FILLINGS = 1000
 """Maximum number of template fillings from which prompts are drawn."""
 DIGITS: tuple[Digits, ...] = ("both", "tens", "units")
@@ -95,8 +98,7 @@ class YearPrompts:
 
     def spread(self, wanted: int) -> "YearPrompts":
         """Returns up to `wanted` prompts at evenly spaced indices."""
-        n = min(wanted, len(self))
-        return self[[(2 * i + 1) * len(self) // (2 * n) for i in range(n)]]
+        return self[spread(len(self), wanted)]
 
     def __getitem__(self, chosen: list[int]) -> "YearPrompts":
         """Returns the prompts at the given indices."""
@@ -219,25 +221,42 @@ def make_prompts(
     )
 
 
+def spread(n: int, wanted: int) -> list[int]:
+    """Returns up to `wanted` evenly spaced indices below n."""
+    wanted = min(wanted, n)
+    return [(2 * i + 1) * n // (2 * wanted) for i in range(wanted)]
+
+
 def _spread(rows: Sequence["_PromptRow"], wanted: int) -> list["_PromptRow"]:
     """Returns at most `wanted` rows, evenly spaced within each half, in their order."""
     chosen: list[int] = []
     for half in (FINDING, TESTING):
         own = [i for i, row in enumerate(rows) if row.half == half]
-        n = min(wanted // 2, len(own))
-        chosen += [own[(2 * i + 1) * len(own) // (2 * n)] for i in range(n)]
+        chosen += [own[i] for i in spread(len(own), wanted // 2)]
     return [rows[i] for i in sorted(chosen)]
+
+
+def prompt_template(case: GreaterThanCase, answers: AnswerYears) -> str:
+    """Returns the template of all prompts. Where units are asked for, it ends with the slot of the start's tens
+    digit."""
+    if answers.digits != "units":
+        return case.template
+    slot = f"{{{YEAR}}}"
+    before = case.answer.partition(slot)[0]
+    blank = " " if case.template.partition(slot)[0][-1:].isspace() and not before[:1].isspace() else ""
+    return f"{case.template}{blank}{before}{{{TENS}}}"
+
+
+def prompt_slots(case: GreaterThanCase) -> Slots:
+    """Returns the words that can fill each slot of `prompt_template`."""
+    years = [f"{year:02d}" for year in range(case.first, case.last + 1)]
+    return {**case.slots, CENTURY: case.centuries, YEAR: years, TENS: list("0123456789")}
 
 
 def _write_prompt(text: str, year: int, case: GreaterThanCase, answers: AnswerYears) -> str:
     """Returns a filled template with the start year. Where units are asked for, it ends with the start's tens digit."""
-    slot = f"{{{YEAR}}}"
-    written = text.replace(slot, f"{year:02d}")
-    if answers.digits != "units":
-        return written
-    before = case.answer.partition(slot)[0]
-    blank = " " if case.template.partition(slot)[0][-1:].isspace() and not before[:1].isspace() else ""
-    return f"{written}{blank}{before}{year // 10}"
+    end = prompt_template(case, answers).removeprefix(case.template)
+    return text.replace(f"{{{YEAR}}}", f"{year:02d}") + end.replace(f"{{{TENS}}}", str(year // 10))
 
 
 def _is_usable(

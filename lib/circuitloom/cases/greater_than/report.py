@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from ...ablation.behaviour import faithfulness_rows
+from ...ablation.common_circuit import common_outcomes, edge_rows, node_rows
 from ...ablation.faithfulness import FaithfulnessCurve
 from ...attribution.paths import EMBEDDING, FEATURE, HEAD, POSITION
 from ...config.cases.greater_than import GreaterThanCase
+from ...corpus.templates import FINDING, TESTING
 from ..case_report import CaseReport, number, outcome_rows, source_rows
 from ..claims import Bootstrap
-from ..context import FINDING, TESTING
-from .claims import greater_than_claims, start_word, years_word
+from ..common_circuit import common_figure, common_sentences
+from .claims import common_results, greater_than_claims, start_word, years_word
 from .figures import draw_layer_curves, draw_metric, draw_years
 from .measurements import UNTOUCHED, GreaterThanResults, replaced_name
 
@@ -22,9 +24,10 @@ KINDS = {FEATURE: "feature", HEAD: "head", EMBEDDING: "token", POSITION: "positi
 
 
 def make_report(
-    name: str, results: GreaterThanResults, case: GreaterThanCase, strings: list[str]
+    name: str, results: GreaterThanResults, case: GreaterThanCase, strings: list[str], layers: int
 ) -> CaseReport:
-    """Returns the report of the case study. `strings` has the text of each vocabulary token."""
+    """Returns the report of the case study. `strings` has the text of each vocabulary token, `layers` is the number of
+    layers of the model."""
     bootstrap = Bootstrap(case.resamples, case.confidence, case.seed)
     year = "year" if results.answers.digits == "both" else "digit"
     return CaseReport(
@@ -41,6 +44,8 @@ def make_report(
             "source": [*_path_rows(name, results, strings), *_contribution_rows(name, results, strings)],
             "faithfulness": list(_faithfulness_rows(name, results)),
             "year": list(_year_rows(name, results)),
+            "aggregate_node": [] if results.common is None else list(node_rows(name, results.common)),
+            "aggregate_edge": [] if results.common is None else list(edge_rows(name, results.common)),
         },
         figures={
             "metric": (
@@ -59,6 +64,7 @@ def make_report(
                 f"(how strongly the weights read the {year}), and direct logit attribution to the {year} as the "
                 "answer.",
             ),
+            "common": common_figure(results.common, layers, 1),
         },
         method=list(_method(results, case, strings)),
     )
@@ -126,6 +132,8 @@ def _method(results: GreaterThanResults, case: GreaterThanCase, strings: list[st
     )
     yield _circuit_text(results)
     yield _contributions_text(results, strings)
+    if results.common is not None:
+        yield from common_sentences(common_results(results, case, results.common))
 
 
 def _year_text(results: GreaterThanResults, year: int) -> str:
@@ -194,6 +202,9 @@ def _outcome_rows(name: str, results: GreaterThanResults) -> Iterator[dict[str, 
         yield from outcome_rows(name, "shift", "other start year", own, patching.total.tolist())
         for layer, head, values in zip(patching.layer, patching.head, patching.effect.tolist(), strict=True):
             yield from outcome_rows(name, "shift", f"head {layer}.{head} patched", own, values)
+    if results.common is not None:
+        texts = list(zip(results.prompts.text, results.prompts.half, strict=True))
+        yield from common_outcomes(name, "greater_than", results.common, texts)
 
 
 def _path_rows(name: str, results: GreaterThanResults, strings: list[str]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ablation.causal_effects import AblationKind, replacement_values
 from ...ablation.circuits import CircuitAblations, ablate_circuit, draw_random_features
+from ...ablation.common_circuit import means_by_layer
 from ...ablation.components import ReplacementValues, feature_basis, head_basis
 from ...ablation.metrics import RecordedPass
 from ...ablation.patching import subtract_feature
@@ -14,11 +15,12 @@ from ...config.cases.greater_than import GreaterThanCase
 from ...config.circuits import parse_feature
 from ...core.progress import progress
 from ...corpus.prompt_text import print_notes, read_prompt
+from ...corpus.templates import FINDING, TESTING
 from ...dictionaries.cross_layer import require_one_output
 from ...language_model.hooks import Site
 from ...language_model.model import LanguageModel
 from ..case_report import CaseReport
-from ..context import FINDING, TESTING, CaseContext
+from ..context import CaseContext
 from .measurements import (
     FEATURES,
     GreaterThanResults,
@@ -27,6 +29,7 @@ from .measurements import (
     edited_metric,
     equal_probability,
     find_circuit,
+    find_common_years,
     input_contributions,
     layer_curves,
     measure_conditions,
@@ -40,14 +43,14 @@ from .measurements import (
 from .prompts import YearPrompts, read_task
 from .report import make_report
 
-STEPS = 7
+STEPS = 8
 
 
 def study_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> CaseReport:
     """Returns the report of the case study `name`. Raises ValueError if fewer than four prompts are usable, or if the
     config names a layer or feature that does not exist."""
     results = measure_greater_than(name, context, case)
-    return make_report(name, results, case, context.tokenizer.strings())
+    return make_report(name, results, case, context.tokenizer.strings(), context.model.layers)
 
 
 def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase) -> GreaterThanResults:
@@ -110,6 +113,9 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         # 8. Contributions of tokens and errors to the answer, through all features and heads
         contributions = input_contributions(tracer, testing.spread(case.traced), answers)
         bar.update(1)
+        # 9. What the attribution graphs of the finding half have in common, ablated on the testing half
+        common = find_common_years(tracer, prompts, answers, case, means_by_layer(basis, mean))
+        bar.update(1)
     return GreaterThanResults(
         run=run,
         prompts=prompts,
@@ -129,6 +135,7 @@ def measure_greater_than(name: str, context: CaseContext, case: GreaterThanCase)
         ablations=ablations,
         contributions=contributions,
         equal=equal,
+        common=common,
     )
 
 

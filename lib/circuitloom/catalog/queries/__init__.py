@@ -55,6 +55,11 @@ class Macro:
         """Whether the macro returns a table instead of a single value."""
         return " AS TABLE\n" in self.sql
 
+    @property
+    def statements(self) -> tuple[str, str]:
+        """The CREATE MACRO statement, and the COMMENT statement with the description."""
+        return self.sql, comment_on(self.name, self.description, self.is_table)
+
 
 @cache
 def named_queries() -> Mapping[str, NamedQuery]:
@@ -81,6 +86,11 @@ def macros() -> tuple[Macro, ...]:
         example = example.removeprefix("-- example: ")
         found.append(Macro(name, parameters, description.removeprefix("-- "), example, sql))
     return tuple(found)
+
+
+def comment_on(macro: str, text: str, is_table: bool = False) -> str:
+    """Returns the statement that stores a comment on a macro. The column `comment` of duckdb_functions() shows it."""
+    return f"COMMENT ON MACRO {'TABLE ' if is_table else ''}{macro} IS {quoted(text)}"
 
 
 def read_queries(file: str, folder: Path = FOLDER) -> list[NamedQuery]:

@@ -239,7 +239,17 @@ ORDER BY abs(any_value(contribution)) DESC, layer, head, query, key
 
 -- name: attended
 -- Why a head reads a position: pairs of sources of its attention score, then sources of the query and of the key.
-SELECT kind, query_source, key_source, effect, relative_effect_plain, effect_frozen, effect_free, pattern_free, root_free
-FROM attention_score
-WHERE trace = $trace AND layer = $layer AND head = $head AND query = $query AND key = $key
-ORDER BY CASE kind WHEN 'pair' THEN 0 WHEN 'query' THEN 1 ELSE 2 END, rank
+WITH best AS (
+    SELECT layer, feature, label, f1
+    FROM labels((SELECT run FROM trace WHERE trace = $trace), NULL)
+    WHERE kind <> 'none'
+)
+
+SELECT score.kind, query_source, key_source, effect, relative_effect_plain, effect_frozen, effect_free, pattern_free, root_free,
+    of_query.label AS query_label, of_query.f1 AS query_label_f1, of_key.label AS key_label, of_key.f1 AS key_label_f1
+FROM attention_score AS score
+LEFT JOIN best AS of_query
+    ON of_query.layer = query_layer AND of_query.feature = query_feature AND query_kind = 'feature'
+LEFT JOIN best AS of_key ON of_key.layer = key_layer AND of_key.feature = key_feature AND key_kind = 'feature'
+WHERE trace = $trace AND score.layer = $layer AND head = $head AND query = $query AND key = $key
+ORDER BY CASE score.kind WHEN 'pair' THEN 0 WHEN 'query' THEN 1 ELSE 2 END, rank

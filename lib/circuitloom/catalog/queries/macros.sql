@@ -266,7 +266,7 @@ WHERE trace = of_trace
 ORDER BY rank;
 
 -- name: common_circuit
--- Nodes that the attribution graphs of a case study's prompts have in common, per template, most influential first.
+-- Nodes that the graphs of the prompts of a case study or behaviour have in common, per template, most influential first.
 -- example: SELECT template, label, share, influence FROM common_circuit($case_study) LIMIT 5
 CREATE OR REPLACE MACRO common_circuit(of_case) AS TABLE
 SELECT
@@ -485,7 +485,16 @@ ORDER BY f1 DESC, hits.run, hits.layer, hits.feature;
 -- example: SELECT feature, label, f1 FROM labels($run, $layer) ORDER BY f1 DESC, feature LIMIT 5
 CREATE OR REPLACE MACRO labels(of_run, of_layer) AS TABLE
 SELECT
-    label.* REPLACE (
+    -- what a reader wants first
+    label.run,
+    label.layer,
+    label.feature,
+    label.label,
+    label.f1,
+    label.f1_low,
+    label.f1_high,
+    label.promoted,
+    label.* EXCLUDE (run, layer, feature, label, f1, f1_low, f1_high, promoted) REPLACE (
         coalesce(label.output, said.output) AS output,
         coalesce(label.output_low, said.output_low) AS output_low,
         coalesce(label.output_high, said.output_high) AS output_high

@@ -379,6 +379,48 @@ FROM faithfulness
 WHERE behaviour = $behaviour
 ORDER BY ablation, ranking, basis, n_kept
 
+-- name: common_nodes
+-- Nodes that the attribution graphs of a behaviour's prompts have in common, per template, with labels of features.
+SELECT
+    nodes.template, nodes.node, nodes.text, nodes.target, nodes.kind, nodes.run, nodes.layer, nodes.feature, nodes.role,
+    nodes.token, nodes.n_prompts, nodes.share, nodes.is_common, nodes.influence, nodes.activation,
+    best.label AS feature_label, best.f1 AS label_f1
+FROM aggregate_node AS nodes
+LEFT JOIN labels((SELECT min(run) FROM aggregate_node WHERE behaviour = $behaviour), NULL) AS best
+    ON best.run = nodes.run AND best.layer = nodes.layer AND best.feature = nodes.feature AND best.kind <> 'none'
+WHERE nodes.behaviour = $behaviour AND nodes.is_common
+ORDER BY nodes.template, nodes.influence DESC, nodes.node
+
+-- name: common_edges
+-- Edges that the attribution graphs of a behaviour's prompts have in common, per template. The strongest come first.
+SELECT template, source, target, is_common, share, effect, effect_deviation, effect_low, effect_high
+FROM aggregate_edge
+WHERE behaviour = $behaviour AND is_common
+ORDER BY template, abs(effect) DESC, source, target
+
+-- name: common_shares
+-- Share of what all features add to a behaviour that sets of features recover alone, and that remains without them, on testing prompts.
+WITH mean AS (
+    SELECT condition, avg(value) AS value, count(*) AS n_prompts
+    FROM outcome
+    WHERE case_study = $behaviour AND half = 'testing' AND value IS NOT NULL
+    GROUP BY condition
+)
+
+SELECT
+    features.name AS features,
+    untouched.n_prompts,
+    untouched.value AS untouched,
+    ablated.value AS ablated,
+    (alone.value - ablated.value) / nullif(untouched.value - ablated.value, 0) AS recovered,
+    (without.value - ablated.value) / nullif(untouched.value - ablated.value, 0) AS remaining
+FROM (VALUES (0, 'common circuit'), (1, 'random features'), (2, 'all aggregated features')) AS features (number, name)
+JOIN mean AS alone ON alone.condition = concat(features.name, ' alone')
+JOIN mean AS without ON without.condition = concat('without ', features.name)
+JOIN mean AS untouched ON untouched.condition = 'untouched'
+JOIN mean AS ablated ON ablated.condition = 'features ablated'
+ORDER BY features.number
+
 -- name: components
 -- The five components of each basis whose ablation, on average over prompts, changes a behaviour most.
 SELECT behaviour, basis, ablation, layer, component, avg(effect) AS effect, avg(kl) AS kl, count(*) AS n_prompts

@@ -1,15 +1,12 @@
 """Keys that all kinds of case study share."""
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ..base import Section
+from ..templates import Aggregation
 
-Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-Slots = dict[Annotated[str, Field(pattern=r"^[a-z_0-9]+$")], Texts]
 Bound = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -49,14 +46,14 @@ class Case(Section):
         return []
 
 
-def slots_of(template: str) -> list[str]:
-    """Returns the distinct names of a template's slots, in order. A slot is written `{name}`."""
-    return list(dict.fromkeys(re.findall(r"\{([a-z_0-9]+)\}", template)))
+class CommonCircuitCase(Case, Aggregation):
+    """A case study of prompts of templates, whose attribution graphs are aggregated."""
 
-
-def check_slots(templates: Sequence[str], slots: Slots, known: Sequence[str] = ()) -> None:
-    """Raise ValueError if a template has a slot that is neither in `slots` nor in `known`."""
-    for template in templates:
-        for name in slots_of(template):
-            if name not in slots and name not in known:
-                raise ValueError(f"{template!r}: nothing fills {{{name}}}; add it to `slots`")
+    common_alone: Bound = 0.5
+    """Claim: on the testing half, the features of the common circuit alone recover at least this share of what all
+    features add to the metric. All heads and errors stay."""
+    common_without: Bound = 0.5
+    """Claim: without the features of the common circuit, at most this share of what all features add remains."""
+    over_random: Bound = 0.2
+    """Claim: the common circuit alone recovers at least this much more of that share than as many random features per
+    layer."""

@@ -6,7 +6,8 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model
 
 from ..base import Section
 from ..circuits import parse_target
-from .base import Bound, Case, Slots, check_slots
+from ..templates import Slots, check_slots
+from .base import Bound, Case
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 

@@ -2,13 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..circuits import BehaviourPrompt, parse_target
-from .base import Bound, Case, Slots, check_slots
+from ..templates import Slots, check_slots
+from .base import Bound, CommonCircuitCase
 
 
-class DifferenceCase(Case):
+class DifferenceCase(CommonCircuitCase):
     """Which transcoder features and attention heads produce a logit difference?"""
 
     tables: ClassVar = ("claim", "outcome", "component", "faithfulness", "aggregate_node", "aggregate_edge")
@@ -55,11 +56,6 @@ class DifferenceCase(Case):
     attention_remaining: Bound = 0.5
     """Claims, with `attention`: without the embedding of the token before in the key, or of the last token in the
     query, at most this share of the head's attention remains."""
-    aggregated: NonNegativeInt = 40
-    """Largest number of prompts of the finding half whose attribution graphs are aggregated. With 0, there
-    is no common circuit."""
-    common: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """A node or edge is common if it is in the graphs of at least this share of the template's prompts."""
     positive: Bound = 0.9
     """Claim: the model prefers the right token on at least this share of the prompts."""
     difference: PositiveFloat = 1.0
@@ -82,15 +78,6 @@ class DifferenceCase(Case):
     explained: Bound = 0.5
     """Claim: with transcoders in place of MLPs, and without transcoder errors, at least this share of the difference
     remains."""
-
-    common_alone: Bound = 0.5
-    """Claim: on the testing half, the features of the common circuit alone recover at least this share of what all
-    features add to the difference. All heads and errors stay."""
-    common_without: Bound = 0.5
-    """Claim: without the features of the common circuit, at most this share of what all features add remains."""
-    over_random: Bound = 0.2
-    """Claim: the common circuit alone recovers at least this much more of that share than as many random features per
-    layer."""
 
     @model_validator(mode="after")
     def _complete(self) -> "DifferenceCase":

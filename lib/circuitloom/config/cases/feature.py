@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
 from ..circuits import BehaviourPrompt, parse_feature
-from .base import Bound, Case, Slots, Texts, check_slots
+from ..templates import Slots, Texts, check_slots
+from .base import Bound, Case
 
 EXCHANGES = 8
 """Number of random replacement tokens per text and condition of a rule."""

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from ..base import Section
-from .base import Bound, Case, Slots, Texts, check_slots, slots_of
+from ..templates import Slots, Texts, check_slots, slots_of
+from .base import Bound, CommonCircuitCase
 from .feature import is_feature
 
 YEAR, CENTURY = "year", "century"
@@ -26,12 +27,20 @@ class Published(Section):
     """The metric when `feature` is subtracted from the MLP's output."""
 
 
-class GreaterThanCase(Case):
+class GreaterThanCase(CommonCircuitCase):
     """A text names a start year and the century of an end year. Does the model predict an end year after the start
     year? Which components make it do so? (Hanna et al. 2023)"""
 
-    tables: ClassVar = ("claim", "outcome", "source", "faithfulness", "year")
-    figures: ClassVar = ("metric", "kept", "years")
+    tables: ClassVar = (
+        "claim",
+        "outcome",
+        "source",
+        "faithfulness",
+        "year",
+        "aggregate_node",
+        "aggregate_edge",
+    )
+    figures: ClassVar = ("metric", "kept", "years", "common")
     no_cross_layer: ClassVar = (
         "greater_than replaces the MLP of one layer by the features that read it, as only transcoders of one layer do; "
         "name a run of transcoders"

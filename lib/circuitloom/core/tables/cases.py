@@ -30,10 +30,10 @@ CLAIM = Table(
 )
 OUTCOME = Table(
     "outcome",
-    "Measurements of case studies per prompt and condition.",
+    "Measurements of case studies, and of the common circuits of behaviours, per prompt and condition.",
     ("case_study", "measure", "condition", "prompt"),
     {
-        "case_study": CASE_NAME,
+        "case_study": (STRING, "name of the case study, or of the behaviour"),
         "measure": (STRING, "name of the measurement, such as activation or greater_than"),
         "condition": (STRING, "intervention on the model or edit of the prompt"),
         "prompt": (pa.int32(), "number of the prompt within the case study"),
@@ -242,17 +242,18 @@ COMPARED_PROMPT = Table(
         "drop_measured": (FLOAT, "measured drop of `root` if they are ablated freely in the model"),
     },
 )
-_TEMPLATE = (pa.int16(), "number of the template within the case study")
+_TEMPLATE = (pa.int16(), "number of the template within the case study or behaviour")
 _AGGREGATED = (pa.int32(), "number of the node within its template")
 AGGREGATE_NODE = Table(
     "aggregate_node",
     "Attribution graphs of a template's prompts as one graph: nodes, matched by role.",
     ("behaviour", "template", "node"),
     {
-        "behaviour": (STRING, "name of the case study"),
+        "behaviour": (STRING, "name of the case study, or of the behaviour"),
         "template": _TEMPLATE,
         "node": _AGGREGATED,
         "text": (STRING, "the template"),
+        "target": (STRING, "what the graphs explain: the template's target"),
         "kind": (STRING, "feature, error, embedding or root"),
         "run": (STRING, "run of transcoders of a feature or error; null for other kinds"),
         "layer": (LAYER[0], "block of a feature or error; null for other kinds"),
@@ -261,7 +262,7 @@ AGGREGATE_NODE = Table(
         "token": (STRING, "token of the role; the slot in braces if it differs between prompts"),
         "n_prompts": (INT, "number of prompts whose graphs have the node"),
         "share": (FLOAT, "share of the aggregated prompts whose graphs have the node"),
-        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study"),
+        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study or behaviour"),
         "influence": (FLOAT, "mean influence on the root over all prompts; 0 where a graph lacks the node"),
         "activation": (
             FLOAT,
@@ -274,13 +275,13 @@ AGGREGATE_EDGE = Table(
     "Attribution graphs of a template's prompts as one graph: edges. Effects are over the prompts with the edge.",
     ("behaviour", "template", "source", "target"),
     {
-        "behaviour": (STRING, "name of the case study"),
+        "behaviour": (STRING, "name of the case study, or of the behaviour"),
         "template": _TEMPLATE,
         "source": (_AGGREGATED[0], "source node"),
         "target": (_AGGREGATED[0], "target node"),
         "n_prompts": (INT, "number of prompts whose graphs have the edge"),
         "share": (FLOAT, "share of the aggregated prompts whose graphs have the edge"),
-        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study"),
+        "is_common": (pa.bool_(), "whether `share` is at least `common` of the case study or behaviour"),
         "effect": (FLOAT, "mean direct effect"),
         "effect_deviation": (FLOAT, "standard deviation of the effect over prompts; null for one prompt"),
         "effect_low": (FLOAT, "lower end of the 95 % interval of the mean effect; null for one prompt"),

@@ -10,7 +10,7 @@ from dash.development.base_component import Component
 from ...attribution.supernodes import saved_groups
 from ...catalog.client import CatalogClient, Row
 from ...core.feature_labels import FeatureLabel
-from ...core.formatting import format_token, format_value
+from ...core.formatting import escape_invisible, format_token, format_value
 from ...core.layout import Layout
 from .. import plots
 from ..circuit_view import CircuitRows, circuit_view, effects_table
@@ -163,8 +163,18 @@ def _attention(client: CatalogClient, trace: str, tokens: Sequence[str], params:
 
 def _pairs(rows: Sequence[Row]) -> Component:
     head = ["source of the query", "source of the key", "adds to the score"]
-    cells = [[row["query_source"], row["key_source"], signed(row["effect"])] for row in rows]
+    cells = [[_source(row, "query"), _source(row, "key"), signed(row["effect"])] for row in rows]
     return table(head, cells, (0, 1), "Strongest pairs")
+
+
+def _source(row: Row, side: str) -> Any:
+    """Returns the name of a source of a score, with the label of a feature below it."""
+    name = escape_invisible(row[f"{side}_source"])
+    text = row[f"{side}_label"]
+    if text is None:
+        return name
+    label = FeatureLabel(escape_invisible(text), row[f"{side}_label_f1"])
+    return [name, html.Div(label.scored, className="label")]
 
 
 def _sources(side: str, rows: Sequence[Row]) -> Component:
@@ -177,7 +187,7 @@ def _sources(side: str, rows: Sequence[Row]) -> Component:
         "root_free": "target, free",
     }
     cells = [
-        [row[f"{side}_source"], *(None if row[name] is None else signed(row[name]) for name in columns)]
+        [_source(row, side), *(None if row[name] is None else signed(row[name]) for name in columns)]
         for row in rows
     ]
     return table([f"source of the {side}", *columns.values()], cells, (0,), f"Sources of the {side} alone")
