@@ -357,9 +357,9 @@ def test_the_common_circuit_has_the_features_that_all_start_years_share(
     # together, the features of all graphs are sufficient and necessary on the other half
     conditions = dict(zip(COMMON_CONDITIONS, common.metric.T, strict=True))
     untouched = found.conditions[UNTOUCHED].double()
-    torch.testing.assert_close(conditions["all aggregated features alone"], untouched, atol=1e-4, rtol=0)
+    torch.testing.assert_close(conditions["all aggregated features alone"], untouched, atol=1e-3, rtol=0)
     torch.testing.assert_close(
-        conditions["without all aggregated features"], conditions["features ablated"], atol=1e-4, rtol=0
+        conditions["without all aggregated features"], conditions["features ablated"], atol=1e-3, rtol=0
     )
     case = make_case(common=0.1, aggregated=3)
     again = find_common_years(context.tracer(), found.prompts, found.answers, case, None)
