@@ -16,5 +16,6 @@ with job("language_model", snakemake):
         load_tokenizer(snakemake.input.tokenizer),
         snakemake.params.seed,
         snakemake.params.loss_tokens,
+        snakemake.params.source,
     )
     write_table(LANGUAGE_MODEL, rows, snakemake.output.table)

@@ -238,9 +238,10 @@ def test_features_of_a_step_are_those_above_the_bound_on_the_choosing_half():
     empty = torch.zeros(0, 0, dtype=torch.int64)
     held_out = HeldOut(empty, empty, empty.bool(), empty.bool())
     truth = PlantedTruth(held_out, CONCEPT.schema.empty_table(), pa.Table.from_pylist(rows))
-    assert truth.features("a", "plural", 0.5) == {0: {3}, 2: {3}}
+    assert truth.features("a", ["plural"], 0.5) == {0: {3}, 2: {3}}
+    assert truth.features("a", ["plural", "other"], 0.5) == {0: {3}, 1: {7}, 2: {3}}
     with pytest.raises(ValueError, match=r"single is no concept .* choose from other, plural"):
-        truth.features("a", "single", 0.5)
+        truth.features("a", ["single"], 0.5)
 
 
 def test_claims_about_steps_compare_predicted_and_measured_drops():

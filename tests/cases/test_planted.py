@@ -191,9 +191,7 @@ def test_a_config_with_real_text_and_planted_concepts_is_refused(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("some text\n")
     corpus = {"source": "files", "train": [str(text)], "tokenizer": str(tmp_path)}
-    with pytest.raises(
-        ValueError, match=r"cases\.benchmark: only the generated corpus has planted concepts; set"
-    ):
+    with pytest.raises(ValueError, match=r"cases\.benchmark: only generated text has planted concepts; set"):
         load_study(study | {"corpus": corpus})
     cases = {"benchmark": {"kind": "planted", "runs": ["tc-none"]}}
     with pytest.raises(ValueError, match=r"cases\.benchmark: there is no run tc-none"):

@@ -293,7 +293,7 @@ def test_a_run_is_named_after_the_keys_that_differ() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tinystories", "stories260k"])
+@pytest.mark.parametrize("name", ["tiny", "tinystories", "stories260k", "clt-vs-plt-two-hop"])
 def test_studies_without_the_hub_are_valid(name: str, real_input: Path, monkeypatch) -> None:
     monkeypatch.setenv("REAL_INPUT", str(real_input))
     study = load_study(yaml.safe_load((ROOT / "config" / "studies" / f"{name}.yaml").read_text()))

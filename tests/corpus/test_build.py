@@ -115,7 +115,7 @@ def test_the_entropy_of_the_grammar_is_about_1_53_nats_per_token(chronicle):
 
 
 def test_a_source_can_be_read_from_any_index(tmp_path):
-    for keys in [*formats(tmp_path).values(), {"source": "chronicle"}]:
+    for keys in [*formats(tmp_path).values(), {"source": "chronicle"}, {"source": "guilds"}]:
         source = open_source(section(**keys), 0, tmp_path / "scratch")
         everything = list(islice(source.read("train"), 60))
         middle = everything[30]

@@ -8,15 +8,16 @@ from tests.corpus.inputs import built, section
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.annotations import annotate, token_spans
-from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select_concepts
-from circuitloom.corpus.chronicle.grammar import episodes
+from circuitloom.corpus.chronicle.concepts import CONCEPTS
 from circuitloom.corpus.chronicle.slots import templates
 from circuitloom.corpus.chronicle.vocabulary import CLASSES
+from circuitloom.corpus.generated import BOS
+from circuitloom.corpus.grammars import GRAMMARS
 from circuitloom.corpus.packing import Packing
 from circuitloom.corpus.tokenizer import load_tokenizer
 from circuitloom.corpus.tokens import open_tokens
 
-SAMPLE = list(islice(episodes(5, "validation"), 500))
+SAMPLE = list(islice(GRAMMARS["chronicle"].documents(5, "validation"), 500))
 # decided by the complete document; test_the_evidence_decides_an_annotation covers these
 ACROSS_SENTENCES = {"name_new", "name_again", "name_completed"}
 
@@ -103,7 +104,7 @@ MEANINGS = {
 
 @pytest.mark.parametrize("name", MEANINGS)
 def test_a_concept_annotates_exactly_the_words_of_its_rule(name):
-    (concept,) = select_concepts([name])
+    (concept,) = GRAMMARS["chronicle"].select([name])
     for episode in SAMPLE:
         meant = {p for p in range(len(episode.words)) if MEANINGS[name](episode.words, p)}
         assert {place.position for place in concept.find(episode)} == meant, episode.text
@@ -165,7 +166,7 @@ def test_annotations_under_another_tokenizer_are_on_the_last_token_of_a_word(tmp
 def test_the_choice_of_concepts_restricts_the_table_and_names_must_be_known(chronicle):
     assert set(annotated(chronicle, concepts=["city", "end_year"])) == {"city", "end_year"}
     with pytest.raises(ValueError, match="no concept is called citty"):
-        select_concepts(["citty"])
+        GRAMMARS["chronicle"].select(["citty"])
 
 
 def test_documents_of_another_seed_are_not_annotated(chronicle):

@@ -9,12 +9,14 @@ from tests.corpus.inputs import section
 
 from circuitloom.core.tables import read_table
 from circuitloom.corpus.annotations import annotate
-from circuitloom.corpus.chronicle.concepts import BOS, CONCEPTS, select_concepts
-from circuitloom.corpus.chronicle.grammar import Episode, episodes
+from circuitloom.corpus.chronicle.concepts import CONCEPTS
+from circuitloom.corpus.chronicle.grammar import Episode
 from circuitloom.corpus.chronicle.slots import templates
+from circuitloom.corpus.generated import BOS
+from circuitloom.corpus.grammars import GRAMMARS
 from circuitloom.corpus.tokens import open_tokens
 
-SAMPLE = list(islice(episodes(5, "validation"), 200))
+SAMPLE = list(islice(GRAMMARS["chronicle"].documents(5, "validation"), 200))
 # no word at a fixed distance decides whether a sign is still open or a name was mentioned before
 NOT_AT_FIXED_DISTANCE = {
     *("in_parenthesis", "in_square_brackets", "in_quotation", "quotation_closes", "subordinate_clause"),
@@ -78,7 +80,7 @@ def parse(text: str) -> Episode:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_cues_of_examples(name):
     text, required, optional = EXAMPLES[name]
-    (concept,) = select_concepts([name])
+    (concept,) = GRAMMARS["chronicle"].select([name])
     episode = parse(text)
     words = ("<bos>", *episode.words)
     found = concept.cues(episode, list(concept.find(episode))[-1])

@@ -11,7 +11,6 @@ from circuitloom.corpus.chronicle.grammar import (  # fmt: skip
     LONGEST_SENTENCE,
     SENTENCES,
     end_probability,
-    episodes,
     greater_than_prompts,
     vocabulary,
     write_episode,
@@ -31,8 +30,9 @@ from circuitloom.corpus.chronicle.slots import (  # fmt: skip
     templates,
 )
 from circuitloom.corpus.chronicle.vocabulary import CLASSES, NUMBERS
+from circuitloom.corpus.grammars import GRAMMARS
 
-SAMPLE = list(islice(episodes(3, "validation"), 1500))
+SAMPLE = list(islice(GRAMMARS["chronicle"].documents(3, "validation"), 1500))
 
 
 def sentences(behaviour):
@@ -154,7 +154,9 @@ def test_probabilities_of_all_documents_of_a_small_grammar_sum_to_one(monkeypatc
 
 
 def test_entropy_estimate_agrees_with_frequencies_where_both_are_known():
-    starts = Counter(episode.sentences[0][1] for episode in islice(episodes(9, "train"), 4000))
+    starts = Counter(
+        episode.sentences[0][1] for episode in islice(GRAMMARS["chronicle"].documents(9, "train"), 4000)
+    )
     first = template_distributions()[0]
     for template, log_p in zip(first.templates, first.log_p, strict=True):
         p = math.exp(log_p)
@@ -162,7 +164,7 @@ def test_entropy_estimate_agrees_with_frequencies_where_both_are_known():
 
 
 def test_a_document_is_a_function_of_seed_split_and_number_alone():
-    assert list(islice(episodes(3, "validation", 700), 3)) == SAMPLE[700:703]
+    assert list(islice(GRAMMARS["chronicle"].documents(3, "validation", 700), 3)) == SAMPLE[700:703]
     random.seed(1)
     assert write_episode(3, "validation", 5) == SAMPLE[5]
     assert (

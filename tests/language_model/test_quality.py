@@ -1,7 +1,7 @@
 """Quality figures of models with known probabilities."""
 
 import math
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from circuitloom.core.tables import DOCUMENT, LANGUAGE_MODEL, PRETRAINING, write_table
 from circuitloom.corpus.chronicle.grammar import vocabulary, write_episode
+from circuitloom.corpus.grammars import GRAMMARS
+from circuitloom.corpus.guilds import VERBS, frequent_answer, questions
 from circuitloom.corpus.tokenizer import load_tokenizer, word_tokenizer
 from circuitloom.language_model import lm_head
 from circuitloom.language_model.anatomy import Anatomy
 from circuitloom.language_model.model import LanguageModel, load_model
 from circuitloom.language_model.pretraining_plot import plot_pretraining
 from circuitloom.language_model.quality import (
+    answered,
     cross_entropy,
     document_losses,
     grammar_distance,
@@ -261,3 +264,26 @@ def test_the_plot_shows_the_loss_over_tokens_and_the_entropy(tmp_path, monkeypat
     assert curve.get_xdata().tolist() == [0.5, 1.0, 1.5] and curve.get_ydata().tolist() == [4, 2, 4 / 3]
     assert set(entropy.get_ydata()) == {1.5} and entropy.get_linestyle() == "--"
     assert "nats" in axes.get_ylabel() and "millions" in axes.get_xlabel()
+
+
+def test_a_model_that_reads_only_the_verb_answers_facts_of_guilds_as_often_as_a_guess(tmp_path):
+    guilds = GRAMMARS["guilds"]
+    word_tokenizer(guilds.vocabulary()).save(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
+    tokens = make_tokens(tmp_path / "long.zarr", sequences=4, context=64)
+    documents = list(islice(guilds.documents(0, "validation"), 3))
+    written = document_table(documents, [len(each.words) for each in documents])
+    logits = torch.zeros(tokenizer.vocabulary, tokenizer.vocabulary)
+    for number, verb in enumerate(VERBS):
+        logits[tokenizer.ids[verb], tokenizer.ids[frequent_answer(number)]] = 1
+    found = language_model_rows(bigram(logits), tokens, written, tokenizer, 0, source="guilds")
+    rows = {row["figure"]: row["value"] for row in found}
+    # the most frequent answer is right for two of six guilds
+    for name in ("accuracy_told", "accuracy_held_out"):
+        assert rows[name] == rows[f"{name}_guess"] == pytest.approx(1 / 3)
+    assert rows["grammar_entropy"] == pytest.approx(
+        -sum(each.log_probability for each in documents) / sum(len(each.words) + 1 for each in documents)
+    )
+    each = questions(0, held_out=True)[0]
+    logits[tokenizer.ids[each.text.split()[-1]], tokenizer.ids[each.fact.answer]] = 2
+    assert answered(bigram(logits), tokenizer, 0, [each]) == [True]

@@ -10,9 +10,15 @@ from circuitloom.cases.context import CaseContext
 from circuitloom.cases.difference.study import study_difference
 from circuitloom.cases.greater_than.study import measure_greater_than
 from circuitloom.config import ModelShape
-from circuitloom.config.cases import DifferenceCase, FeatureCase
+from circuitloom.config.cases import CompareCase, DifferenceCase, FeatureCase
 from circuitloom.corpus.tokenizer import load_tokenizer
-from circuitloom.plan.case_loads import difference_load, feature_load, greater_than_load
+from circuitloom.plan.case_loads import (
+    GRAPH_PASSES,
+    compare_load,
+    difference_load,
+    feature_load,
+    greater_than_load,
+)
 
 SHAPE = ModelShape(LAYERS, D_MODEL, 4 * D_MODEL, 2, CONTEXT, VOCABULARY)
 DIFFERENCE = DifferenceCase.model_validate(
@@ -72,3 +78,14 @@ def test_the_cost_of_a_case_grows_with_its_counts():
     assert some < every / 5
     case = FeatureCase(kind="feature", texts=["w5 {a}"], edited=["w6 {a}"], slots={"a": ["w7"]})
     assert feature_load(case, 1234.0, SHAPE).held_out == 1234
+
+
+def test_a_prompt_with_another_text_costs_a_second_graph():
+    keys = {"kind": "compare", "groups": {"a": ["x"]}, "concepts": True, "count": 10, "ablated": 2}
+    text = {"text": "the Genoa brewer drinks", "through": "guild_1"}
+    other = {"other": "the Genoa poet drinks", "other_through": "guild_2"}
+    one = compare_load(CompareCase.model_validate(keys | {"prompts": [text]}), 0)
+    two = compare_load(CompareCase.model_validate(keys | {"prompts": [text | other]}), 0)
+    asked = compare_load(CompareCase.model_validate(keys | {"questions": ["told"]}), 0)
+    assert two == asked
+    assert two.passes - one.passes == 10 * GRAPH_PASSES

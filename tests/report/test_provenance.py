@@ -98,5 +98,7 @@ def test_the_machine_is_described() -> None:
 def test_the_sources_of_model_and_tokenizer_are_named(origin, words, tokenizer, named, tmp_path) -> None:
     if origin:
         (tmp_path / "source.json").write_text(json.dumps(origin))
-    (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"tokenizer": tokenizer}}))
+    (tmp_path / "zarr.json").write_text(
+        json.dumps({"attributes": {"tokenizer": tokenizer, "source": "chronicle"}})
+    )
     assert provenance.sources(tmp_path, tmp_path) == [("language model", words), ("tokenizer", named)]

@@ -1,7 +1,7 @@
 """Builds the corpus: tokenizer, packed training and held-out tokens, and tables of documents, tokens and concepts."""
 
 # only generated text depends on the seed
-CORPUS_SEED = STUDY.seed if STUDY.corpus.source == "chronicle" else 0
+CORPUS_SEED = STUDY.seed if STUDY.corpus.generated else 0
 CORPUS_FILES = corpus_files()
 
 

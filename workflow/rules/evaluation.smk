@@ -3,7 +3,7 @@
 HELD_OUT = {"tokens": LAYOUT.tokens("validation"), "model": LAYOUT.model}
 
 # only generated text has annotated concepts
-ANNOTATED = STUDY.corpus.source == "chronicle"
+ANNOTATED = STUDY.corpus.generated
 CONCEPT_MATCHES = [
     LAYOUT.concept_matches(sweep) for sweep in (*STUDY.sweeps, None) if ANNOTATED
 ]

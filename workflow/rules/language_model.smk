@@ -87,6 +87,7 @@ rule measure_model:
         dtype=MODEL_DTYPE,
         seed=STUDY.seed,
         loss_tokens=STUDY.language_model.loss_tokens,
+        source=STUDY.corpus.source,
         code=code("language_model_measure"),
     script:
         "../../scripts/language_model_measure.py"

@@ -18,24 +18,47 @@ class _Corpus(Section):
     """Number of tokens per sequence, including the BOS."""
     tokenizer: ExpandedPath | None = None
     """Folder, GGUF file or hub name of the tokenizer. A folder of this name goes before the hub. With null, it is the
-    tokenizer of the language model. A language model with `source: pretrain` has no tokenizer: chronicle then uses its
-    own tokenizer, and real text requires this key."""
+    tokenizer of the language model. A language model with `source: pretrain` has no tokenizer: the words of generated
+    text are then its tokens, and real text requires this key."""
     tokenizer_revision: str | None = None
     """Branch, tag or commit of the tokenizer, if it comes from the hub. With a revision, `tokenizer` is a hub name even
     if there is a folder of this name."""
 
+    @property
+    def generated(self) -> bool:
+        """Whether a grammar generates the text, so that the concepts of every word and the entropy are known."""
+        return False
 
-class Chronicle(_Corpus):
-    """The generated corpus: short histories from a grammar with a seed. Their concepts and their entropy are known."""
 
-    source: Literal["chronicle"]
-    """Kind of source, which determines the other keys."""
+class _Generated(_Corpus):
+    """Keys that both generated corpora share."""
+
     train_tokens: PositiveInt = 8_000_000
     """Approximate number of training tokens, in complete sequences."""
     validation_tokens: PositiveInt = 200_000
     """Approximate number of held-out tokens, in complete sequences."""
     concepts: list[str] | None = None
     """Names of the concepts to annotate. With null, all concepts are annotated."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether a grammar generates the text, so that the concepts of every word and the entropy are known."""
+        return True
+
+
+class Chronicle(_Generated):
+    """A generated corpus: short histories from a grammar with a seed. Their concepts and their entropy are known."""
+
+    source: Literal["chronicle"]
+    """Kind of source, which determines the other keys."""
+
+
+class Guilds(_Generated):
+    """A generated corpus of facts that take two steps: the name of a person determines the guild, and the guild what
+    the person does (docs/guilds.md). Some facts are held out of the text. A context of 64 has most documents whole."""
+
+    source: Literal["guilds"]
+    """Kind of source, which determines the other keys."""
 
 
 class _Text(_Corpus):
@@ -145,4 +168,4 @@ class HubDataset(_Text):
         return self
 
 
-Corpus = Annotated[Chronicle | TextFiles | HubDataset, Field(discriminator="source")]
+Corpus = Annotated[Chronicle | Guilds | TextFiles | HubDataset, Field(discriminator="source")]

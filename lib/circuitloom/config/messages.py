@@ -10,7 +10,7 @@ from .base import Section
 from .cases import KINDS
 
 # pydantic's location of an error includes the tag of a union, which is not a key of the config
-_TAGS = {"chronicle", "files", "hub", "pretrain", "path", *KINDS}
+_TAGS = {"chronicle", "guilds", "files", "hub", "pretrain", "path", *KINDS}
 
 
 def one_line(model: type[Section], error: ValidationError, where: str) -> str:

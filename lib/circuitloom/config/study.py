@@ -11,7 +11,7 @@ from ..core.hub import is_hub_name
 from ..core.layout import NEURONS
 from .activations import MLP_OUTPUTS, Activations
 from .base import Section, as_list
-from .cases import Cases
+from .cases import Cases, CompareCase
 from .circuits import Circuits
 from .corpus import Corpus
 from .dictionaries import Run, expand_sweep, run_name
@@ -83,7 +83,7 @@ class Study(Section):
                 f"circuits.context: {self.circuits.context} exceeds the model's {shape.context}; lower it"
             )
         pretrained = isinstance(self.language_model, Pretrain)
-        if pretrained and self.corpus.source != "chronicle" and not self.corpus.tokenizer:
+        if pretrained and not self.corpus.generated and not self.corpus.tokenizer:
             raise ValueError(
                 "corpus.tokenizer: a model pretrained here has no tokenizer of its own; name one"
             )
@@ -184,10 +184,16 @@ class Study(Section):
     def _check_case(self, name: str) -> None:
         """Check that the runs named in a case study exist, and that the first run is a run of transcoders, or a
         cross-layer transcoder if the kind of case study takes one."""
-        if self.cases[name].generated and self.corpus.source != "chronicle":
+        if self.cases[name].generated and not self.corpus.generated:
             raise ValueError(
-                f"cases.{name}: only the generated corpus has planted concepts; set corpus.source to chronicle, or "
-                "remove the case study"
+                f"cases.{name}: only generated text has planted concepts; set corpus.source to chronicle or guilds, "
+                "or remove the case study"
+            )
+        case = self.cases[name]
+        if isinstance(case, CompareCase) and case.questions and self.corpus.source != "guilds":
+            raise ValueError(
+                f"cases.{name}.questions: {self.corpus.source} has no facts; set corpus.source to guilds, or name "
+                "texts under prompts"
             )
         if self.cases[name].alone:
             return
@@ -265,8 +271,8 @@ class Study(Section):
     def tokenizer(self) -> tuple[str | None, str | None]:
         """Name and revision of the corpus' tokenizer: the configured one, or else that of the language model.
 
-        A name with a revision is a hub name. The name is None if the model is pretrained here with the tokenizer of the
-        chronicle corpus.
+        A name with a revision is a hub name. The name is None if the model is pretrained here with the words of
+        a generated corpus.
         """
         corpus, model = self.corpus, self.language_model
         if corpus.tokenizer is not None or isinstance(model, Pretrain):

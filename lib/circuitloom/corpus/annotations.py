@@ -11,9 +11,8 @@ from jaxtyping import Int
 
 from ..config import corpus as config
 from ..core.tables import CONCEPT, read_table
-from .chronicle.concepts import Concept, select_concepts
-from .chronicle.cues import AnnotatedWord
-from .chronicle.grammar import Episode, write_episode
+from .generated import AnnotatedWord, GeneratedDocument, Grammar, PlantedConcept
+from .grammars import grammar_of
 from .packing import Packing
 from .source import VALIDATION
 from .token_arrays import open_token_arrays
@@ -26,53 +25,62 @@ def annotate(section: config.Corpus, seed: int, document: Path, tokenizer: Path,
     `document`, `tokenizer` and `tokens` are paths of outputs of `build_corpus`. Raises ValueError if a concept is
     unknown. Also raises ValueError if `document` was built with another seed or grammar.
     """
-    if not isinstance(section, config.Chronicle):
+    grammar = grammar_of(section)
+    if grammar is None:
         return CONCEPT.schema.empty_table()
-    concepts = select_concepts(section.concepts)
+    assert isinstance(section, config.Chronicle | config.Guilds)
+    concepts = grammar.select(section.concepts)
     texts = read_table(document, pc.field("split") == VALIDATION)["text"].to_pylist()
     packing = Packing(load_tokenizer(str(tokenizer)), section.context)
-    return concept_table(_episodes(seed, texts, document), concepts, packing, len(open_token_arrays(tokens)))
+    return concept_table(
+        _documents(grammar, seed, texts, document), concepts, packing, len(open_token_arrays(tokens))
+    )
 
 
-def _episodes(seed: int, texts: Sequence[str], document: Path) -> Iterable[Episode]:
+def _documents(
+    grammar: Grammar, seed: int, texts: Sequence[str], document: Path
+) -> Iterable[GeneratedDocument]:
     for number, text in enumerate(texts):
-        episode = write_episode(seed, VALIDATION, number)
-        if episode.text != text:
+        written = grammar.write(seed, VALIDATION, number)
+        if written.text != text:
             raise ValueError(
                 f"{document}: document {number} is from another grammar or seed; build the corpus again"
             )
-        yield episode
+        yield written
 
 
 def concept_table(
-    episodes: Iterable[Episode], concepts: Sequence[Concept], packing: Packing, sequences: int
+    documents: Iterable[GeneratedDocument],
+    concepts: Sequence[PlantedConcept],
+    packing: Packing,
+    sequences: int,
 ) -> pa.Table:
-    """Returns the table CONCEPT for `episodes`, sorted by concept, sequence and position.
+    """Returns the table CONCEPT for `documents`, sorted by concept, sequence and position.
 
-    `episodes` must be all documents of a split, in order. `sequences` is the number of packed sequences of the split.
+    `documents` must be all documents of a split, in order. `sequences` is the number of packed sequences of the split.
     An annotation is dropped if its evidence begins in an earlier sequence.
     """
     found: list[list[_Annotation]] = [[] for _ in concepts]
     start = 0
-    for episode in episodes:
-        spans = token_spans(episode, packing)
+    for document in documents:
+        spans = token_spans(document, packing)
         start += len(packing.prefix)
         tokens = _word_tokens(spans, start, packing)
         for annotations, concept in zip(found, concepts, strict=True):
-            for word in concept.find(episode):
-                annotations.extend(_token_annotations(word, concept, episode, tokens))
+            for word in concept.find(document):
+                annotations.extend(_token_annotations(word, concept, document, tokens))
         start += int(spans[-1, 1]) + 1 + len(packing.suffix)
     return _table(found, [concept.name for concept in concepts], packing, sequences)
 
 
-def token_spans(episode: Episode, packing: Packing) -> Int[np.ndarray, "word 2"]:
+def token_spans(document: GeneratedDocument, packing: Packing) -> Int[np.ndarray, "word 2"]:
     """Returns spans[word] = (index of the word's first token, index of its last token).
 
     Index 0 is the document's first token after the BOS.
     """
-    ends = np.cumsum([len(word) + 1 for word in episode.words]) - 1
-    starts = ends - [len(word) for word in episode.words]
-    offsets = packing.tokenizer.offsets(episode.text)
+    ends = np.cumsum([len(word) + 1 for word in document.words]) - 1
+    starts = ends - [len(word) for word in document.words]
+    offsets = packing.tokenizer.offsets(document.text)
     first = np.searchsorted(offsets[:, 1], starts, side="right")
     last = np.searchsorted(offsets[:, 0], ends, side="left") - 1
     return np.stack([first, last], axis=1)
@@ -98,13 +106,13 @@ def _word_tokens(spans: Int[np.ndarray, "word 2"], start: int, packing: Packing)
 
 
 def _token_annotations(
-    word: AnnotatedWord, concept: Concept, episode: Episode, tokens: list[range]
+    word: AnnotatedWord, concept: PlantedConcept, document: GeneratedDocument, tokens: list[range]
 ) -> list[_Annotation]:
     """Returns the annotations of `word`: on all tokens if the concept is lasting, otherwise on the last token."""
     annotated = tokens[word.position] if concept.lasting else tokens[word.position][-1:]
     # evidence that begins at the document's BOS counts from the first word, because each sequence has its own BOS
     evidence_start = tokens[max(word.evidence_start, 0)].start
-    required, optional = concept.cues(episode, word)
+    required, optional = concept.cues(document, word)
     cues = [[token for each in cue for token in tokens[each]] for cue in required]
     optional_tokens = [token for each in optional for token in tokens[each]]
     return [_Annotation(token, evidence_start, cues, optional_tokens) for token in annotated]

@@ -16,7 +16,8 @@ from ..core.notices import Notice, print_notices, write_notices
 from ..core.progress import announce, progress
 from ..core.tables import TOKEN, write_table
 from .chat import ChatTemplate
-from .chronicle.grammar import vocabulary
+from .generated import Grammar
+from .grammars import grammar_of
 from .packing import PackedBlocks, Packing, pack_documents, write_documents
 from .source import MEANINGS, TRAIN, VALIDATION, Counts, Source, open_source, text_hash
 from .token_arrays import SEQUENCES_PER_SHARD, write_tokens
@@ -42,16 +43,18 @@ class TokenizerSource:
     """Describes which tokenizer to load."""
 
     name: str | None = None
-    """Folder of the tokenizer, or its name on the Hugging Face hub. None means chronicle's word tokenizer."""
+    """Folder of the tokenizer, or its name on the Hugging Face hub. None means the words of the corpus's grammar."""
     revision: str | None = None
     """Branch, tag or commit of the tokenizer on the hub. None means the branch main."""
     model_vocabulary: int = 0
     """Vocabulary size of the language model. 0 if the model will get the tokenizer's vocabulary size."""
 
-    def load(self) -> Tokenizer:
-        """Load the tokenizer. Raises ValueError if the tokenizer cannot be loaded."""
+    def load(self, grammar: Grammar | None = None) -> Tokenizer:
+        """Load the tokenizer, or make that of the words of `grammar` if there is no `name`. Raises ValueError if the
+        tokenizer cannot be loaded."""
         if self.name is None:
-            return word_tokenizer(vocabulary())
+            assert grammar is not None
+            return word_tokenizer(grammar.vocabulary())
         # through transformers, so that the corpus's copy has all files that transformers knows
         return load_hugging_face_tokenizer(self.name, self.revision)
 
@@ -62,10 +65,11 @@ class TokenizerSource:
         # the hub's cache names each snapshot folder after its commit
         return hub_folder(self.name, self.revision or "main", TEXT_FILES, "corpus.tokenizer").name
 
-    def describe(self) -> str:
+    def describe(self, grammar: Grammar | None = None) -> str:
         """Returns which tokenizer is taken, in words. A folder is distinguished from a hub repository of its name."""
         if self.name is None:
-            return "tokenizer: the words of chronicle"
+            assert grammar is not None
+            return f"tokenizer: the words of {grammar.name}"
         if commit := self.commit():
             return f"tokenizer: {self.name} from the hub, commit {commit}"
         also = ""
@@ -91,10 +95,11 @@ def build_corpus(
     tokenizer = tokenizer or TokenizerSource()
     folder.mkdir(parents=True, exist_ok=True)
     messages = getattr(section, "messages", None)
+    grammar = grammar_of(section)
     packing = Packing(
-        tokenizer.load(), section.context, tokenizer.model_vocabulary, special=messages is not None
+        tokenizer.load(grammar), section.context, tokenizer.model_vocabulary, special=messages is not None
     )
-    announce("corpus", tokenizer.describe())
+    announce("corpus", tokenizer.describe(grammar))
     chat = None if messages is None else ChatTemplate(packing.tokenizer, messages)
     source = open_source(section, seed, folder / "build.partial" / "datasets", chat)
     # the choice of concepts does not change the text

@@ -1,4 +1,4 @@
-"""Streams documents from chronicle, from text files, or from a data set on the Hugging Face hub.
+"""Streams documents from a grammar, from text files, or from a data set on the Hugging Face hub.
 
 Rows that are left out or changed are counted: documents carry the counts before them. Other columns than that of the
 text are not read, and what follows the last token that the config asks for is not counted."""
@@ -89,15 +89,15 @@ class Source:
     name: str
     """Name of the source in error messages."""
     identity: dict[str, Any]
-    """Values that identify the text, together with the config: the seed (chronicle), the commit (hub), or the size and
-    modification time of each file."""
+    """Values that identify the text, together with the config: the seed (generated text), the commit (hub), or the size
+    and modification time of each file."""
     files: Callable[[str], Sequence[Rows]]
     """`files(split)` returns the files of a split, in order. Raises ValueError if there are none."""
     held_out: float | None = None
     """Fraction of the documents that form the validation split. The hash of a document's text decides the split. None
     if the source has a separate validation split."""
     characters: dict[str, float] = field(default_factory=dict)
-    """Approximate number of characters of each split. Empty for chronicle and hub data sets."""
+    """Approximate number of characters of each split. Empty for generated text and hub data sets."""
     skips_other: bool = False
     """Whether rows that are not text are left out. Otherwise, they are an error."""
     notices: tuple[Notice, ...] = ()
@@ -185,8 +185,9 @@ def open_source(section: config.Corpus, seed: int, scratch: Path, render: Render
     does not exist, or if a file is missing, empty or of unknown format.
     """
     match section:
-        case config.Chronicle():
-            return Source("chronicle", {"seed": seed}, lambda split: [_Chronicle(seed, split)])
+        case config.Chronicle() | config.Guilds():
+            name = section.source
+            return Source(name, {"seed": seed}, lambda split: [_Generated(name, seed, split)])
         case config.TextFiles():
             return _files(section, render)
         case config.HubDataset():
@@ -194,17 +195,18 @@ def open_source(section: config.Corpus, seed: int, scratch: Path, render: Render
 
 
 @dataclass(frozen=True)
-class _Chronicle:
+class _Generated:
+    path: str
+    """Name of the grammar."""
     seed: int
     split: str
-    path: str = "chronicle"
     unit: str = "document"
 
     def rows(self, start: int) -> Iterator[str | Row]:
-        from .chronicle.grammar import episodes
+        from .grammars import GRAMMARS
 
-        for episode in episodes(self.seed, self.split, start):
-            yield Row(episode.text, episode.log_probability)
+        for document in GRAMMARS[self.path].documents(self.seed, self.split, start):
+            yield Row(document.text, document.log_probability)
 
 
 def _files(section: config.TextFiles, render: Render | None) -> Source:

@@ -1,4 +1,5 @@
-"""Measures held-out cross-entropy, its excess over the entropy of the grammar, and the greater-than metric."""
+"""Measures held-out cross-entropy, its excess over the entropy of the grammar, the greater-than metric of chronicle,
+and the accuracy on facts of guilds."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..core.progress import announce, progress
 from ..corpus.chronicle.grammar import greater_than_prompts
+from ..corpus.guilds import HABITS, VERBS, Question, frequent_answer, questions
 from ..corpus.token_arrays import count_sequences, scored_positions
 from ..corpus.tokenizer import Tokenizer
 from ..corpus.tokens import Tokens
@@ -21,6 +23,9 @@ from .batches import sequences_per_pass
 from .hooks import Site, capture, edited
 from .lm_head import LMHead, find_lm_head
 from .model import LanguageModel
+
+QUESTIONS = 4
+"""Number of questions about each fact of guilds, with different persons."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +169,15 @@ def language_model_rows(
     tokenizer: Tokenizer,
     seed: int,
     n_tokens: int | None = None,
+    source: str = "chronicle",
 ) -> list[dict[str, Any]]:
     """Returns the rows of table `language_model`, measured on the held-out `tokens`.
 
     Raises ValueError if the loss is not finite, as where logits overflow float16.
 
     `documents` is table `document` of the same split. If a grammar generated the documents, the rows include the
-    grammar distance and the greater-than metric. `seed` determines the greater-than prompts. With `n_tokens`, the
+    grammar distance, and the greater-than metric or the accuracy on facts, whichever the grammar `source` (the key
+    `corpus.source`) has. `seed` determines the prompts of both. With `n_tokens`, the
     cross-entropy is that of the first sequences with this number of tokens.
     """
     loss = cross_entropy(model, tokens, n_tokens)
@@ -191,6 +198,8 @@ def language_model_rows(
     if tokens.bos_id is None or not generated[0]:
         return rows
     rows += _grammar_rows(grammar_distance(model, *generated, tokens.bos_id))
+    if source == "guilds":
+        return rows + _fact_rows(model, tokenizer, tokens.bos_id, seed)
     difference = _greater_than(model, tokenizer, tokens.bos_id, seed)
     if difference is not None:
         meaning = "P(later year) - P(same or earlier year), mean over start years 02 to 98"
@@ -236,3 +245,47 @@ def _greater_than(model: LanguageModel, tokenizer: Tokenizer, bos_id: int, seed:
         torch.tensor([question.start for question in questions]),
         torch.tensor([int(number[0]) for number in numbers]),
     )
+
+
+def _fact_rows(model: LanguageModel, tokenizer: Tokenizer, bos_id: int, seed: int) -> list[dict[str, Any]]:
+    """Returns the accuracy on facts of guilds: those that the text has, and those that are held out of it. No rows if a
+    word is several tokens."""
+    if any(
+        len(tokens) != 1 for tokens in tokenizer.encode([word for each in HABITS.values() for word in each])
+    ):
+        return []
+    rows, where = [], "share of right answers among the four of the verb, to questions about facts that"
+    for name, held_out, what in (
+        ("accuracy_told", False, "the text has"),
+        ("accuracy_held_out", True, "are held out"),
+    ):
+        asked = questions(seed, held_out, QUESTIONS)
+        right = float(np.mean(answered(model, tokenizer, bos_id, asked)))
+        rows.append(_row(name, right, "fraction", f"{where} {what}"))
+        guess = float(np.mean([frequent_answer(each.fact.verb) == each.fact.answer for each in asked]))
+        rows.append(
+            _row(f"{name}_guess", guess, "fraction", "the same if the verb's most frequent answer is given")
+        )
+    return rows
+
+
+@torch.no_grad()
+def answered(
+    model: LanguageModel, tokenizer: Tokenizer, bos_id: int, asked: Sequence[Question]
+) -> list[bool]:
+    """Returns for each question of guilds whether its answer has the largest logit among the answers of its verb.
+
+    All answers must be single tokens, and all questions must have the same number of tokens.
+    """
+    ids = np.stack(
+        [np.concatenate([[bos_id], prompt]) for prompt in tokenizer.encode([each.text for each in asked])]
+    )
+    prompts = torch.from_numpy(ids.astype(np.int64))
+    size = sequences_per_pass(model, "auto", prompts.shape[1])
+    with edited(model, {Site("unembedding_in"): lambda _x, y: y[:, -1:]}):
+        logits = torch.cat([model.logits(batch)[:, -1].float().cpu() for batch in prompts.split(size)])
+    tokens = [[int(each[0]) for each in tokenizer.encode(list(HABITS[verb]))] for verb in VERBS]
+    return [
+        HABITS[VERBS[fact.verb]][int(row[tokens[fact.verb]].argmax())] == fact.answer
+        for (fact, *_), row in zip(asked, logits, strict=True)
+    ]

@@ -15,6 +15,8 @@ TOP_SHARE, CIRCUIT_SHARE = 2.0, 1.0
 study are only known when it has run; these are between those of quickstart and of Gemma 3 270M (docs/benchmarks)."""
 ROUNDS = 4
 """Number of rounds of pruning."""
+QUESTION = "the Genoa brewer drinks"
+"""A question of guilds. All are about as long."""
 BACKWARD = 3
 """A forward and a backward pass, in forward passes."""
 TRACE_PASSES = 6
@@ -118,9 +120,12 @@ def feature_load(case: FeatureCase, held_out: float, shape: ModelShape) -> CaseL
 
 def compare_load(case: CompareCase, tokens: float) -> CaseLoad:
     """Returns the load of a comparison. `tokens` is the number of held-out tokens that the concepts are scored on."""
-    prompts, length = case.count * len(case.runs_named), _length([prompt.text for prompt in case.prompts])
+    texts = [each.text for each in case.prompts] + [QUESTION] * len(case.questions)
+    patched = [each.other is not None for each in case.prompts] + [True] * len(case.questions)
+    prompts, length = case.count * len(case.runs_named), _length(texts)
     scored = tokens if case.concepts else 0.0
-    passes = prompts * (GRAPH_PASSES + case.ablated)
+    # a prompt with another text has a graph of this text, too
+    passes = prompts * (GRAPH_PASSES * (1 + fmean(patched)) + case.ablated)
     return CaseLoad(plain=length * passes + scored, passes=passes, held_out=scored)
 
 

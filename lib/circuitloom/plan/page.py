@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 from ..config import Study
-from ..config.corpus import Chronicle
 from .costs import USABLE_GPU_MEMORY, works_of
 from .machine import Gpus, MachineRates
 from .sizes import model_bytes
@@ -57,8 +56,8 @@ def _memory_limits(study: Study, work: Work, cost: Cost, machine: MachineRates, 
 
 def describe(study: Study, costs: list[Cost], machine: MachineRates) -> Iterator[str]:
     """Yields the lines of the table of costs, and then the lines of `limits`."""
-    chronicle = " (generated)" if isinstance(study.corpus, Chronicle) else ""
-    yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{chronicle}"
+    generated = " (generated)" if study.corpus.generated else ""
+    yield f"study {study.name}: {len(study.layers)} layers, {len(study.runs)} runs{generated}"
     on_gpus = machine.gpus is not None
     head = f"{'stage':<16}{'tokens':>10}{'disk':>12}{'network':>12}{'memory':>12}"
     yield (

@@ -89,7 +89,7 @@ def corpus(study: Study, tokens: float) -> Work:
         exclusive=True,
         host_memory=PROCESS_BYTES,
         download=fetched,
-        fixed_seconds=tokens / (GENERATED if study.corpus.source == "chronicle" else TOKENIZED),
+        fixed_seconds=tokens / (GENERATED if study.corpus.generated else TOKENIZED),
         files=7,
     )
 
@@ -179,7 +179,7 @@ def evaluation(study: Study, held_out: float) -> Work:
         len({(run.site_out, run.reads if drops else "") for run in runs}),
         max(1, len(study.sweeps)),
     )
-    matched = study.corpus.source == "chronicle"
+    matched = study.corpus.generated
     jobs = (sweeps if study.grouped else sweeps * layers + len(runs) * (layers > 1)) + 1 + matched
     # every job runs the original model too; ablations also need the means
     operations = (len(runs) + 2 * sites) * passes + (jobs + 1) * full_pass + 2 * layers * encode

@@ -72,7 +72,7 @@ def sources(model: Path, tokens: Path) -> list[tuple[str, str]]:
     origin = json.loads(record.read_text()) if record.is_file() else None
     attributes = json.loads((tokens / "zarr.json").read_text())["attributes"]
     tokenizer = attributes["tokenizer"]
-    words = tokenizer["name"] or "the words of chronicle"
+    words = tokenizer["name"] or f"the words of {attributes['source']}"
     if tokenizer["commit"]:
         words += f" from the hub, commit {tokenizer['commit']}"
     return [

@@ -49,6 +49,20 @@ class StepOutcome:
     """Drop of `root` in the model, where nothing is frozen."""
 
 
+@dataclass(frozen=True)
+class PatchOutcome:
+    """What happens to the roots of a text if the features of a step get their activations of another text."""
+
+    n_features: int
+    """Number of features that are active in either text, each counted once per position."""
+    difference: float
+    """Value of the roots minus their value in the other text: the drop if all that the step tells is replaced."""
+    predicted: float
+    """Drop that the graphs predict: what the features add to the roots here minus what they add there."""
+    measured: float
+    """Drop in the model, where nothing is frozen."""
+
+
 @torch.inference_mode()
 def measure_effects(language_model: LanguageModel, graph: FullGraph, most: int) -> EffectAgreement:
     """Ablate each of the `most` most influential features alone."""
@@ -114,6 +128,35 @@ def measure_step(
         float(graph.predict_set(mask) @ weight),
         float((outcome.before - outcome.free) @ weight),
     )
+
+
+@torch.inference_mode()
+def measure_patch(
+    language_model: LanguageModel, graph: FullGraph, other: FullGraph, features: FeatureSet
+) -> PatchOutcome:
+    """Patch `features` at all positions from the text of `other`, a graph of the same roots in another text.
+
+    Raises ValueError if the two texts differ in their number of tokens.
+    """
+    model, weight = graph.model, graph.roots.weight
+    here, there = active_mask(model, features), active_mask(other.model, features)
+    names = [f"{layer}/{feature}" for layer, own in features.items() for feature in sorted(own)]
+    change = FeatureChange(kind="patch", features=names, source="the other text") if names else None
+    edits = {} if change is None else make_edits(model, change, other.model)
+    outcome = apply_edits(language_model, model, edits, [graph.roots.targets])
+    original = apply_edits(language_model, other.model, {}, [other.roots.targets]).before
+    return PatchOutcome(
+        len(_places(model, here) | _places(other.model, there)),
+        float((outcome.before - original) @ weight),
+        float((graph.predict_set(here) - other.predict_set(there)) @ weight),
+        float((outcome.before - outcome.free) @ weight),
+    )
+
+
+def _places(model: LinearizedModel, mask: Bool[Tensor, " active"]) -> set[tuple[int, ...]]:
+    features = model.features
+    columns = (features.layer[mask], features.position[mask], features.feature[mask])
+    return set(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def active_mask(model: LinearizedModel, features: FeatureSet) -> Bool[Tensor, " active"]:

@@ -17,7 +17,7 @@ from ..case_report import CaseReport, number
 from ..claims import Bootstrap, Claim, fraction_of, make_claim
 from ..planted.report import ConceptOutcome, PlantedResults
 from ..planted.sources import mean_of
-from .measurements import EffectAgreement, StepOutcome
+from .measurements import EffectAgreement, PatchOutcome, StepOutcome
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class PromptOutcome:
     effects: EffectAgreement
     step: StepOutcome | None
     """None without a known step."""
+    patch: PatchOutcome | None = None
+    """None without another text."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _differences(first: dict[Any, float], second: dict[Any, float]) -> list[floa
 def _step_claims(results: CompareResults, bootstrap: Bootstrap) -> Iterator[Claim]:
     """Yields claims about prompts whose computation is known to pass through a concept."""
     case = results.case
-    if not any(each.through for each in case.prompts):
+    if not any(each.step for each in results.prompts):
         return
     for group in case.groups:
         yield make_claim(
@@ -185,6 +187,39 @@ def _step_claims(results: CompareResults, bootstrap: Bootstrap) -> Iterator[Clai
             statistic=_ratio,
             relation="below",
         )
+
+        if not any(each.patch for each in results.prompts):
+            continue
+        yield make_claim(
+            f"{group}_replaces_the_step",
+            f"drop of the roots if these features are patched from the other text, over the difference between the two "
+            f"texts, {group}",
+            _pairs(results, group, lambda each: (each.measured, each.difference)),
+            case.patched,
+            bootstrap,
+            statistic=_ratio,
+        )
+        yield make_claim(
+            f"{group}_predicts_the_replacement",
+            f"sum of |predicted - measured| over the sum of |measured| drops of the roots if these features are "
+            f"patched, {group}",
+            _pairs(results, group, lambda each: (abs(each.predicted - each.measured), abs(each.measured))),
+            case.predicted,
+            bootstrap,
+            statistic=_ratio,
+            relation="below",
+        )
+
+
+def _pairs(
+    results: CompareResults, group: str, value: Callable[[PatchOutcome], tuple[float, float]]
+) -> Float[np.ndarray, "prompt 2"]:
+    """Returns two values of each prompt whose step was patched, averaged over the runs of a group."""
+    columns = [
+        results.by_prompt(group, lambda each, i=i: value(each.patch)[i] if each.patch else None)
+        for i in (0, 1)
+    ]
+    return np.array([[column[key] for column in columns] for key in columns[0]]).reshape(-1, 2)
 
 
 def _ratio(rows: Float[np.ndarray, "sample row column"]) -> Float[np.ndarray, " sample"]:
@@ -221,7 +256,13 @@ def _method(results: CompareResults) -> Iterator[str]:
         f"Each of the {case.ablated} most influential features of a graph is ablated alone, with nothing held. The "
         "predicted drop of the roots is the feature's effect over all paths, through active features with slope 1."
     )
-    if any(each.through for each in case.prompts):
+    if any(each.patch for each in results.prompts):
+        yield (
+            "Where another text is given, in which the step has another value, the features of both values get the "
+            "activations that they have in it. The graphs predict that the roots lose what these features add to them "
+            "in the text, and gain what they add in the other."
+        )
+    if any(each.step for each in results.prompts):
         yield (
             "Where the text is known to act through a concept, its features are those that predict it with an F1 of at "
             f"least {number(case.matching)} on the choosing half of the held-out documents, in any layer. Influence is "
@@ -262,9 +303,9 @@ def _prompt_row(case: str, each: PromptOutcome) -> dict[str, Any]:
         "effect_correlation": each.effects.correlation,
         "effect_error": each.effects.error,
         "effect_slope": each.effects.slope,
-        "through_concept": each.prompt.through,
+        "through_concept": ", ".join(each.prompt.through) or None,
     }
-    step = each.step
+    step, patch = each.step, each.patch
     return row | {
         "n_through": step and step.n_features,
         "through": step and step.flow.through,
@@ -273,6 +314,11 @@ def _prompt_row(case: str, each: PromptOutcome) -> dict[str, Any]:
         "root": step and step.root,
         "drop_predicted": step and step.predicted,
         "drop_measured": step and step.measured,
+        "other_text": each.prompt.other,
+        "n_patched": patch and patch.n_features,
+        "patch_difference": patch and patch.difference,
+        "patch_predicted": patch and patch.predicted,
+        "patch_measured": patch and patch.measured,
     }
 
 

@@ -19,6 +19,7 @@ from ...config.evaluation import Evaluation
 from ...core.layout import ALL_LAYERS
 from ...core.progress import progress
 from ...core.tables import read_table
+from ...corpus.guilds import Question, guild_concepts, questions
 from ...corpus.prompt_text import PromptText, print_notes, read_prompt
 from ...corpus.templates import fill_templates
 from ...corpus.tokens import open_tokens
@@ -28,7 +29,7 @@ from ..context import CaseContext
 from ..planted.report import PlantedResults
 from ..planted.study import measure_planted
 from .full_graph import FullGraph, full_graph
-from .measurements import FeatureSet, measure_effects, measure_step
+from .measurements import FeatureSet, measure_effects, measure_patch, measure_step
 from .report import CompareResults, PromptOutcome, RunOutcome, make_report
 
 
@@ -42,17 +43,20 @@ class PlantedTruth:
     matched: pa.Table
     """Table `feature_concept` of all compared runs."""
 
-    def features(self, run: str, concept: str, least: float) -> FeatureSet:
-        """Returns the features of a run that predict a concept with an F1 of at least `least` on the choosing half.
-        Raises ValueError if there is no such concept."""
-        own = self.matched.filter(pc.field("concept") == concept)
-        if not len(own):
-            known = ", ".join(sorted(set(self.matched["concept"].to_pylist())))
-            raise ValueError(f"through: {concept} is no concept of the held-out text; choose from {known}")
+    def features(self, run: str, concepts: Iterable[str], least: float) -> FeatureSet:
+        """Returns the features of a run that predict one of `concepts` with an F1 of at least `least` on the choosing
+        half. Raises ValueError if there is no such concept."""
         features: dict[int, set[int]] = {}
-        for row in own.filter(pc.field("run") == run).to_pylist():
-            if row["f1_choosing"] >= least:
-                features.setdefault(row["layer"], set()).add(row["feature"])
+        for concept in concepts:
+            own = self.matched.filter(pc.field("concept") == concept)
+            if not len(own):
+                known = ", ".join(sorted(set(self.matched["concept"].to_pylist())))
+                raise ValueError(
+                    f"through: {concept} is no concept of the held-out text; choose from {known}"
+                )
+            for row in own.filter(pc.field("run") == run).to_pylist():
+                if row["f1_choosing"] >= least:
+                    features.setdefault(row["layer"], set()).add(row["feature"])
         return features
 
 
@@ -84,22 +88,37 @@ def study_compare(
     ]
     # 2. Prompts, the same for all runs
     drawn = draw_prompts(case)
-    read = [
-        read_prompt(each.text, context.tokenizer, context.context_length, each.special_tokens)
-        for each in drawn
-    ]
+    read = [_read(each.text, each, context) for each in drawn]
     print_notes(name, [note for each in read for note in each.notes])
     # 3. Graphs and ablations of each prompt in each run. The runs share one pass of the model
     weights, outcomes = read_weights(context.model), []
     with progress(f"cases: {name}", len(drawn) * len(runs), "graphs") as bar:
         for number, (prompt, text) in enumerate(zip(drawn, read, strict=True)):
             captured = capture_pass(context.model, weights, torch.from_numpy(text.token))
+            other = None
+            if prompt.other is not None:
+                read_other = _read(prompt.other, prompt, context)
+                if len(read_other.token) != len(text.token):
+                    raise ValueError(
+                        f"{prompt.other!r} has {len(read_other.token)} tokens, and {prompt.text!r} has "
+                        f"{len(text.token)}; choose one with as many"
+                    )
+                other = capture_pass(context.model, weights, torch.from_numpy(read_other.token))
             for run in runs:
                 model = LinearizedModel(captured, context.runs[run.run], context.tokenizer.separator_id)
                 graph = _graph(model, prompt, text, context, config)
-                features = None
-                if prompt.through is not None and planted is not None:
+                step = patch = None
+                if prompt.through and planted is not None:
                     features = planted.features(run.run, prompt.through, case.matching)
+                    step = measure_step(context.model, graph, features)
+                    if other is not None:
+                        both = planted.features(
+                            run.run, [*prompt.through, *prompt.other_through], case.matching
+                        )
+                        there = LinearizedModel(other, context.runs[run.run], context.tokenizer.separator_id)
+                        patch = measure_patch(
+                            context.model, graph, _graph(there, prompt, text, context, config), both
+                        )
                 outcomes.append(
                     PromptOutcome(
                         run.group,
@@ -109,7 +128,8 @@ def study_compare(
                         len(model.features),
                         graph.scores,
                         measure_effects(context.model, graph, case.ablated),
-                        None if features is None else measure_step(context.model, graph, features),
+                        step,
+                        patch,
                     )
                 )
                 bar.update(1)
@@ -117,18 +137,41 @@ def study_compare(
 
 
 def draw_prompts(case: CompareCase) -> list[ComparedPrompt]:
-    """Returns about `case.count` filled templates with distinct texts, drawn from the templates in turn."""
-    per_template = -(-case.count // len(case.prompts))
-    filled = [
-        fill_templates((each.text, each.target), case.slots, per_template, case.seed) for each in case.prompts
+    """Returns about `case.count` prompts with distinct texts, drawn from the templates and from each kind of questions
+    in turn."""
+    per_source = -(-case.count // (len(case.prompts) + len(case.questions)))
+    sources = [_filled(each, case, per_source) for each in case.prompts]
+    sources += [
+        [question_prompt(each) for each in questions(case.seed, kind == "held_out")[:per_source]]
+        for kind in case.questions
     ]
     drawn: dict[str, ComparedPrompt] = {}
-    for turn in range(per_template):
-        for template, texts in zip(case.prompts, filled, strict=True):
-            if turn < len(texts):
-                text, target = texts[turn]
-                drawn.setdefault(text, template.model_copy(update={"text": text, "target": target}))
+    for turn in range(per_source):
+        for prompts in sources:
+            if turn < len(prompts):
+                drawn.setdefault(prompts[turn].text, prompts[turn])
     return list(drawn.values())
+
+
+def _filled(template: ComparedPrompt, case: CompareCase, count: int) -> list[ComparedPrompt]:
+    keys = [key for key in ("text", "target", "other") if getattr(template, key) is not None]
+    filled = fill_templates([getattr(template, key) for key in keys], case.slots, count, case.seed)
+    return [template.model_copy(update=dict(zip(keys, values, strict=True))) for values in filled]
+
+
+def question_prompt(question: Question) -> ComparedPrompt:
+    """Returns a question about a fact of guilds as a prompt whose step is the guild."""
+    return ComparedPrompt(
+        text=question.text,
+        target=f"logit {question.fact.answer} vs {question.other.answer}",
+        through=list(guild_concepts(question.fact.guild)),
+        other=question.other_text,
+        other_through=list(guild_concepts(question.other.guild)),
+    )
+
+
+def _read(text: str, prompt: ComparedPrompt, context: CaseContext) -> PromptText:
+    return read_prompt(text, context.tokenizer, context.context_length, prompt.special_tokens)
 
 
 def _planted_results(context: CaseContext, planted: PlantedTruth, case: CompareCase) -> PlantedResults:

@@ -2,14 +2,17 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
 
-from ..base import Section
+from ..base import Section, as_list
 from ..circuits import parse_target
 from ..templates import Slots, check_slots
 from .base import Bound, Case
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+
+
+ConceptNames = Annotated[list[str], BeforeValidator(as_list, json_schema_input_type=list[str] | str)]
 
 
 def _is_logits(target: str) -> str:
@@ -31,8 +34,14 @@ class ComparedPrompt(Section):
     """Whether special tokens that the text spells out are special tokens. If false, they are text."""
     target: Annotated[str, AfterValidator(_is_logits)] = "logits"
     """What the graphs explain: `logits`, `logit TOKEN` or `logit TOKEN vs TOKEN`, read as in `circuits.prompts`."""
-    through: str | None = None
-    """A planted concept (docs/chronicle.md) that is a step between the text and the target. Only with `concepts`."""
+    through: ConceptNames = []
+    """A planted concept (docs/chronicle.md, docs/guilds.md) that is a step between the text and the target, or a list
+    of concepts that are the same step at several places. Only with `concepts`."""
+    other: str | None = None
+    """A text with as many tokens, in which the step has another value. The features of the step are also patched: they
+    get the activations that they have in this text."""
+    other_through: ConceptNames = []
+    """The concepts of the step's value in `other`. Their features are patched together with those of `through`."""
 
 
 class CompareCase(Case):
@@ -47,12 +56,16 @@ class CompareCase(Case):
     their scores are averaged."""
     pairs: list[str] = []
     """Comparisons of two groups, each written `GROUP vs GROUP`. The claims are that the first is at least as good."""
-    prompts: Annotated[list[ComparedPrompt], Field(min_length=1)]
+    prompts: list[ComparedPrompt] = []
     """Templates of texts, with their targets."""
+    questions: list[Literal["told", "held_out"]] = []
+    """Questions about facts of the corpus `guilds` (docs/guilds.md), which are prompts besides `prompts`: about facts
+    that the text has (`told`) or that are held out of it. The target is the logit of the answer minus that of a person
+    of another guild, and the step is the guild. Only with `concepts`."""
     slots: Slots = {}
     """Maps the name of each slot to the words that can fill it."""
     count: Annotated[int, Field(ge=2)] = 24
-    """Number of prompts, drawn from the templates in turn."""
+    """Number of prompts, drawn from the templates, and from each kind of `questions`, in turn."""
     ablated: Annotated[int, Field(ge=2)] = 32
     """Number of features that are ablated one by one, per prompt and run: those of the largest influence."""
     concepts: bool = False
@@ -70,6 +83,9 @@ class CompareCase(Case):
     predicted: NonNegativeFloat = 0.5
     """Claim, for each group: if these features are ablated, predicted and measured changes of the target differ by at
     most this share of the measured ones."""
+    patched: Bound = 0.5
+    """Claim, for each group: on prompts with `other`, patching these features changes the target by at least this share
+    of its difference between the two texts."""
 
     @property
     def generated(self) -> bool:
@@ -93,7 +109,13 @@ class CompareCase(Case):
 
     @model_validator(mode="after")
     def _complete(self) -> "CompareCase":
-        check_slots([part for each in self.prompts for part in (each.text, each.target)], self.slots)
+        check_slots(
+            [part for each in self.prompts for part in (each.text, each.target, each.other or "")], self.slots
+        )
+        if not self.prompts and not self.questions:
+            raise ValueError("prompts: there are none; add a text")
+        if self.questions and not self.concepts:
+            raise ValueError("questions need the planted concepts; set concepts: true")
         if self.run is not None:
             raise ValueError("a comparison has no `run`; name its runs under `groups`")
         if len(set(self.runs_named)) < len(self.runs_named):
@@ -106,7 +128,14 @@ class CompareCase(Case):
                 if name not in self.groups:
                     raise ValueError(f"pairs: there is no group {name}; choose from {', '.join(self.groups)}")
         for each in self.prompts:
-            if each.through is not None and not self.concepts:
+            if each.other is not None and not (each.through and each.other_through):
+                raise ValueError(
+                    f"{each.text!r} has `other`, but no step; set `through` and `other_through` to the concepts that "
+                    "tell its value in either text"
+                )
+            if each.other_through and each.other is None:
+                raise ValueError(f"{each.text!r} has `other_through`; set `other`, the text with that value")
+            if each.through and not self.concepts:
                 raise ValueError(
                     f"{each.text!r} has `through`, which needs the planted concepts; set concepts: true"
                 )

@@ -232,7 +232,10 @@ COMPARED_PROMPT = Table(
             "sum of predicted * measured over the sum of squares of predicted, of the same drops: 1 if measured "
             "effects are as large as predicted ones",
         ),
-        "through_concept": (STRING, "concept that is known to be a step of the computation; else null"),
+        "through_concept": (
+            STRING,
+            "concepts that are known to be a step of the computation, separated by commas; else null",
+        ),
         "n_through": (INT, "active features of this concept; null without one, as all columns below"),
         "through": (FLOAT, "share of the influence on the roots that passes through these features"),
         "around": (FLOAT, "share that reaches tokens without passing through them"),
@@ -240,6 +243,17 @@ COMPARED_PROMPT = Table(
         "root": (FLOAT, "value of the roots in the original model, weighted as in the graph"),
         "drop_predicted": (FLOAT, "predicted drop of `root` if these features are ablated together"),
         "drop_measured": (FLOAT, "measured drop of `root` if they are ablated freely in the model"),
+        "other_text": (
+            STRING,
+            "text in which the step has another value; null without one, as all columns below",
+        ),
+        "n_patched": (INT, "features of both values that are active in either text, once per position"),
+        "patch_difference": (FLOAT, "`root` minus its value in the other text"),
+        "patch_predicted": (
+            FLOAT,
+            "predicted drop of `root` if these features get their activations of the other text",
+        ),
+        "patch_measured": (FLOAT, "measured drop of `root` if they are patched freely in the model"),
     },
 )
 _TEMPLATE = (pa.int16(), "number of the template within the case study or behaviour")

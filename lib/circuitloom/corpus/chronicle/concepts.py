@@ -3,14 +3,12 @@
 Whether a word has a concept depends only on this word and on earlier words.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..generated import BOS, AnnotatedWord, Cues
 from .cues import (
-    BOS,
     ITSELF,
-    AnnotatedWord,
-    Cues,
     FindCues,
     FindWords,
     at_offsets,
@@ -46,20 +44,6 @@ class Concept:
     def cues(self, episode: Episode, word: AnnotatedWord) -> Cues:
         """Returns the cues that show that `word` has this concept."""
         return cues_of(self.find_cues, episode, word, self.words)
-
-
-def select_concepts(names: Iterable[str] | None) -> tuple[Concept, ...]:
-    """Returns the concepts with the given names. None means all concepts.
-
-    Raises ValueError if a name is unknown.
-    """
-    if names is None:
-        return CONCEPTS
-    known = {concept.name: concept for concept in CONCEPTS}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"corpus.concepts: no concept is called {name}; docs/chronicle.md lists them")
-    return tuple(known[name] for name in names)
 
 
 def _of_class(name: str, rule: str, *classes: str) -> Concept:

@@ -8,33 +8,10 @@ at least one word of each cue.
 from bisect import bisect
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import NamedTuple
 
+from ..generated import BOS, AnnotatedWord, Cues
 from .grammar import Episode
 from .slots import Template, templates
-
-BOS = -1
-"""Position of the BOS, which comes before the word at position 0."""
-
-
-class AnnotatedWord(NamedTuple):
-    """A word that has a concept."""
-
-    position: int
-    """Position of the word in its document, from 0."""
-    evidence_start: int
-    """Position of the first word of the evidence, or `BOS`. The evidence is the span of words that determines the
-    annotation. The annotated word is the last word of the evidence."""
-
-
-class Cues(NamedTuple):
-    """Cues and optional words of an annotation, as ascending positions in the document."""
-
-    required: tuple[tuple[int, ...], ...]
-    """The cues. A circuit must read at least one word of each cue."""
-    optional: tuple[int, ...]
-    """Words that are in no cue. A circuit may read these words, but need not."""
-
 
 FindWords = Callable[[Episode], Iterable[AnnotatedWord]]
 """Finds the words of a document that have a concept."""

@@ -5,12 +5,11 @@ A document depends only on (seed, split, index).
 
 import random
 from bisect import bisect
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from math import log
 from typing import NamedTuple
 
+from ..generated import GeneratedDocument
 from .slots import DocumentState, Template, TemplateDistribution, Uniform, template_distributions, templates
 from .vocabulary import CLASSES, NUMBERS, UNIONS
 
@@ -23,19 +22,11 @@ LONGEST_SENTENCE = max(len(template.words) for template in templates())
 
 
 @dataclass(frozen=True)
-class Episode:
+class Episode(GeneratedDocument):
     """A document of chronicle."""
 
-    words: tuple[str, ...]
-    log_probability: float
-    """Log probability that the grammar generates exactly these words, in nats."""
     sentences: tuple[tuple[int, Template], ...]
     """(position of the first word, template) of each sentence."""
-
-    @property
-    def text(self) -> str:
-        """The words of the document, separated by spaces."""
-        return " ".join(self.words)
 
 
 def write_episode(seed: int, split: str, index: int) -> Episode:
@@ -53,12 +44,6 @@ def write_episode(seed: int, split: str, index: int) -> Episode:
             return Episode(tuple(words), log_p + log(end), tuple(sentences))
         if end:
             log_p += log(1 - end)
-
-
-def episodes(seed: int, split: str, start: int = 0) -> Iterator[Episode]:
-    """Yield documents of `split` without end, from document number `start`."""
-    for index in count(start):
-        yield write_episode(seed, split, index)
 
 
 def end_probability(sentences: int, words: int) -> float:
