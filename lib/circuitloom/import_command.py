@@ -169,7 +169,8 @@ def _study_lines(arguments: argparse.Namespace, found: PublishedSet) -> Iterator
     yield "  shard_rows: 4096"
     yield from others
     yield "features:"
-    yield "  neurons: 32"
+    yield "  # of the model's own neurons, none"
+    yield "  neurons: 0"
 
 
 def _scalar(text: str) -> str:

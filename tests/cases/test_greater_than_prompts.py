@@ -212,7 +212,7 @@ def test_every_measurement_and_table_of_a_case_works_with_single_digits(digits: 
         "traced": 2,
     }
     results = measure_greater_than("digits", context, make_case(**keys, width=4, length=2))
-    report = make_report("digits", results, make_case(**keys), context.tokenizer.strings())
+    report = make_report("digits", results, make_case(**keys), context.tokenizer.strings(), model.layers)
     write_report(report, tmp_path / "digits")
     assert read_table(tmp_path / "digits" / "year.parquet").num_rows == 2 * len(results.years.year)
     claims = {claim.name: claim for claim in report.claims}

@@ -187,7 +187,7 @@ def _tokens_of_roles(
     tokens: dict[int, dict[str, None]] = defaultdict(dict)
     for text, own in zip(read, roles, strict=True):
         for role, token in zip(own, text.token.tolist(), strict=True):
-            tokens[role].setdefault(strings[token])
+            tokens[role].setdefault(strings[int(token)])
     return {role: list(tokens[role]) for role in sorted(tokens)}
 
 

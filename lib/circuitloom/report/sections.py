@@ -102,6 +102,8 @@ class Sections:
     densities: Picture | None
     activation_norm: Answer
     outliers: Answer
+    features: Answer
+    """The best labelled features of the first traced run, or of the first run."""
     concepts: Picture | None
     concept_mean: Answer
     traces: Answer
@@ -154,6 +156,7 @@ def collect(
     traces = catalogue.ask("traces")
     cases = catalogue.ask("cases")
     behaviours, components = _behaviours(catalogue)
+    own = next((row["run"] for row in (*traces.rows, *runs.rows)), "")
     return Sections(
         glance=catalogue.ask("glance"),
         cases=cases,
@@ -178,6 +181,7 @@ def collect(
         densities=_picture(catalogue.ask("density", layers=shown), draw_densities, lines),
         activation_norm=catalogue.ask("activation_norm"),
         outliers=catalogue.ask("outliers"),
+        features=catalogue.ask("labelled_features", run=own),
         concepts=_picture(catalogue.ask("concept"), draw_concepts),
         concept_mean=catalogue.ask("concept_mean"),
         traces=traces,

@@ -240,6 +240,29 @@ WHERE layer = -1
 GROUP BY run
 ORDER BY mean_f1 DESC, run
 
+-- name: labelled_features
+-- Features of a run whose labels tell best where they fire, up to 30 in all layers together, with what they promote most.
+SELECT
+    best.layer,
+    best.feature,
+    best.label,
+    best.f1,
+    best.f1_low,
+    best.f1_high,
+    feature.density,
+    (
+        SELECT string_agg(token, ' ' ORDER BY rank)
+        FROM logit
+        WHERE logit.run = best.run AND logit.layer = best.layer AND logit.feature = best.feature AND sign = 1 AND rank < 3
+    ) AS promotes
+FROM labels($run, NULL) AS best
+LEFT JOIN feature
+    ON feature.run = best.run AND feature.layer = best.layer AND feature.feature = best.feature
+WHERE best.kind <> 'none'
+QUALIFY row_number() OVER (PARTITION BY best.layer ORDER BY best.f1 DESC NULLS LAST, best.feature)
+    <= greatest(1, coalesce(30 // nullif((SELECT count(DISTINCT layer) FROM labels($run, NULL)), 0), 1))
+ORDER BY best.layer, best.f1 DESC, best.feature
+
 -- name: graph_edges
 -- Strongest edges of the pruned graph, at most $edges. Strength is the effect divided by the largest effect on the target.
 WITH compared AS (

@@ -109,6 +109,8 @@ class FitCheck(ABC):
         expected = f" (the files state {self.expected_l0:g})" if self.expected_l0 else ""
         if found is not None:
             advice = f"it fits with {found} (FVU {found.fvu:.3g}, L0 {found.l0:.4g}): correct a copy of its settings"
+            if found.fvu > PLAUSIBLE:
+                advice += ", or, as this is a poor fit, name the model that it was trained on"
         else:
             best = min(others, key=lambda each: each.fvu, default=own)
             advice = (
