@@ -141,7 +141,7 @@ def align_template(
     slots: Slots,
     prompts: Sequence[int],
     read: Sequence[PromptText],
-    strings: Sequence[str],
+    strings: list[str],
 ) -> TemplatePrompts:
     """Returns the fillings of a template, aligned by `template_roles`, whose error it raises. `strings` has the text of
     each token of the vocabulary."""
@@ -162,7 +162,7 @@ def align_template(
 
 
 def align_positions(
-    target: str, prompts: Sequence[int], read: Sequence[PromptText], strings: Sequence[str]
+    target: str, prompts: Sequence[int], read: Sequence[PromptText], strings: list[str]
 ) -> TemplatePrompts:
     """Returns prompts with the same number of tokens, aligned by position. Where the token differs between prompts, the
     name of the role lists the first tokens: `{lamps|kettles|...}`."""
@@ -181,7 +181,7 @@ def align_positions(
 
 
 def _tokens_of_roles(
-    read: Sequence[PromptText], roles: Sequence[Sequence[int]], strings: Sequence[str]
+    read: Sequence[PromptText], roles: Sequence[Sequence[int]], strings: list[str]
 ) -> dict[int, list[str]]:
     """Returns the distinct tokens of each role, in the order of the prompts."""
     tokens: dict[int, dict[str, None]] = defaultdict(dict)

@@ -92,6 +92,9 @@ class GreaterThanCase(CommonCircuitCase):
     """Maximum number of steps of a path in the circuit."""
     width: PositiveInt = 20
     """Beam width: number of paths to keep at each length."""
+    common: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """A node or edge is common if it is in the graphs of at least this share of the prompts. Features fire on some
+    start years only, so that few are in most graphs."""
     untouched: Metric = 0.8
     """Claim: the metric of the untouched model is at least this value."""
     replaced: Metric = 0.75
