@@ -44,12 +44,15 @@ def test_every_table_has_its_schema_and_rows(finished) -> None:
     # generated text has nothing to leave out; of a model that was hardly trained, no few features keep the target, and
     # labels of some layers name no next token
     maybe_empty = {"notice", "subgraph_node", "label_output"}
+    # the behaviour has one prompt, which leaves none to test on
+    of_templates = {"aggregate_node", "aggregate_edge", "outcome"}
     for file in files:
         table = read_table(file)
         assert table.schema.equals(TABLE_OF[file.stem].schema), file
         # features of layer 0 have no earlier features to be connected with
         first_layer = file.parts[-2:] == ("layer0", "connection.parquet")
-        assert table.num_rows > 0 or first_layer or file.stem in maybe_empty, file
+        one_half = file.parts[-3] == "circuits" and file.stem in of_templates
+        assert table.num_rows > 0 or first_layer or one_half or file.stem in maybe_empty, file
 
 
 def test_every_run_is_scored_at_each_layer_and_at_all_layers_at_once(finished) -> None:
@@ -70,7 +73,7 @@ def test_no_unfinished_work_remains(finished) -> None:
 def test_all_pictures_are_png_files(finished) -> None:
     pictures = ["evaluation/pareto.png", "language_model/pretraining.png", "circuits/war/graph.png"]
     pictures += [str(file.relative_to(finished.results)) for file in finished.results.glob("cases/*/*.png")]
-    assert len(pictures) == 3 + 2 + 3 + 4 + 2
+    assert len(pictures) == 3 + 2 + 4 + 4 + 2
     for picture in pictures:
         assert (finished.results / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -200,7 +200,7 @@ CONCEPTS = tuple(_concepts())
 # Questions
 
 
-class Question(NamedTuple):
+class GuildQuestion(NamedTuple):
     """A text that ends before an answer, and the same text about a person of another guild."""
 
     fact: Fact
@@ -210,7 +210,7 @@ class Question(NamedTuple):
     other_text: str
 
 
-def questions(seed: int, held_out: bool, repeats: int = 1) -> list[Question]:
+def questions(seed: int, held_out: bool, repeats: int = 1) -> list[GuildQuestion]:
     """Returns `repeats` questions about each fact that documents have, or about each that is held out, in random
     order."""
     choices = random.Random(f"guilds/questions/{seed}")
@@ -227,7 +227,7 @@ def questions(seed: int, held_out: bool, repeats: int = 1) -> list[Question]:
         ]
         other, words = choices.choice(same), _words(fact, choices)
         replaced = choices.choice(TRADES[other.rank])
-        made.append(Question(fact, " ".join(words), other, " ".join((*words[:2], replaced, *words[3:]))))
+        made.append(GuildQuestion(fact, " ".join(words), other, " ".join((*words[:2], replaced, *words[3:]))))
     return made
 
 

@@ -187,7 +187,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path, render: Render
     match section:
         case config.Chronicle() | config.Guilds():
             name = section.source
-            return Source(name, {"seed": seed}, lambda split: [_Generated(name, seed, split)])
+            return Source(name, {"seed": seed}, lambda split: [_GeneratedRows(name, seed, split)])
         case config.TextFiles():
             return _files(section, render)
         case config.HubDataset():
@@ -195,7 +195,7 @@ def open_source(section: config.Corpus, seed: int, scratch: Path, render: Render
 
 
 @dataclass(frozen=True)
-class _Generated:
+class _GeneratedRows:
     path: str
     """Name of the grammar."""
     seed: int

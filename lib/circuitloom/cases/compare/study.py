@@ -19,7 +19,7 @@ from ...config.evaluation import Evaluation
 from ...core.layout import ALL_LAYERS
 from ...core.progress import progress
 from ...core.tables import read_table
-from ...corpus.guilds import Question, guild_concepts, questions
+from ...corpus.guilds import GuildQuestion, guild_concepts, questions
 from ...corpus.prompt_text import PromptText, print_notes, read_prompt
 from ...corpus.templates import fill_templates
 from ...corpus.tokens import open_tokens
@@ -159,7 +159,7 @@ def _filled(template: ComparedPrompt, case: CompareCase, count: int) -> list[Com
     return [template.model_copy(update=dict(zip(keys, values, strict=True))) for values in filled]
 
 
-def question_prompt(question: Question) -> ComparedPrompt:
+def question_prompt(question: GuildQuestion) -> ComparedPrompt:
     """Returns a question about a fact of guilds as a prompt whose step is the guild."""
     return ComparedPrompt(
         text=question.text,
