@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.progress import announce, progress
 from ..corpus.chronicle.grammar import greater_than_prompts
-from ..corpus.guilds import HABITS, VERBS, Question, frequent_answer, questions
+from ..corpus.guilds import HABITS, VERBS, GuildQuestion, frequent_answer, questions
 from ..corpus.token_arrays import count_sequences, scored_positions
 from ..corpus.tokenizer import Tokenizer
 from ..corpus.tokens import Tokens
@@ -271,7 +271,7 @@ def _fact_rows(model: LanguageModel, tokenizer: Tokenizer, bos_id: int, seed: in
 
 @torch.no_grad()
 def answered(
-    model: LanguageModel, tokenizer: Tokenizer, bos_id: int, asked: Sequence[Question]
+    model: LanguageModel, tokenizer: Tokenizer, bos_id: int, asked: Sequence[GuildQuestion]
 ) -> list[bool]:
     """Returns for each question of guilds whether its answer has the largest logit among the answers of its verb.
 
