@@ -10,8 +10,6 @@ from ..templates import Slots, check_slots
 from .base import Bound, Case
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-
-
 ConceptNames = Annotated[list[str], BeforeValidator(as_list, json_schema_input_type=list[str] | str)]
 
 
